@@ -1,0 +1,105 @@
+"""What the user sees: two consoles, logging set up once, and one way to end with an error."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.text import Text
+
+from lora_dpo.errors import UserError
+
+out = Console(highlight=False)
+"""Results: what a user may pipe into a file."""
+
+err = Console(stderr=True, highlight=False)
+"""Progress, notes and errors."""
+
+EXIT_CODE_FILE = "LORA_DPO_EXIT_CODE_FILE"
+"""Environment variable with a file for the exit code, since `accelerate launch` turns every failure into 1."""
+
+_CHATTY_LOGGERS = ("bitsandbytes",)
+_DISK_FULL_TEXTS = ("No space left on device", "os error 28", "Disk quota exceeded")
+
+
+def is_main_process() -> bool:
+    """Returns whether this process is rank 0, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def note(text: str) -> None:
+    """Prints one line that the user should see once, on rank 0 only."""
+    if is_main_process():
+        err.print(Text(text))
+
+
+def set_up_logging(*, debug: bool = False) -> None:
+    """Configures logging once: INFO from rank 0, WARNING from the others; libraries from WARNING on."""
+    handler = RichHandler(console=err, show_path=debug, show_time=debug, markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    own = logging.getLogger("lora_dpo")
+    own.setLevel(logging.DEBUG if debug else logging.INFO if is_main_process() else logging.WARNING)
+    if not debug:
+        warnings.simplefilter("ignore", FutureWarning)  # libraries' deprecations are not the user's to mend
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for name in _CHATTY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        os.environ.setdefault("DS_LOG_LEVEL", "error")
+    if not err.is_terminal:  # a batch job's log has no use for bars that redraw themselves
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+@contextmanager
+def errors_end_the_program(*, debug: bool = False) -> Iterator[None]:
+    """Turns a `UserError` into a message and exit code 2; a full disk too; bugs keep their traceback.
+
+    Args:
+        debug: Show the traceback of a `UserError` as well.
+
+    Raises:
+        SystemExit: With the exit code 2 for a mistake, 130 for Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("Interrupted.")
+        _exit(130)
+    except Exception as error:
+        mistake = error if isinstance(error, UserError) else disk_full_error(error)
+        if mistake is None:
+            raise
+        if debug:
+            err.print_exception()
+        err.print(Text.assemble(("Error: ", "bold red"), str(mistake)), soft_wrap=True)
+        _exit(UserError.exit_code)
+
+
+def disk_full_error(error: BaseException) -> UserError | None:
+    """Returns the `UserError` for a full disk if that is what went wrong, however a library worded it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        full = isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(text in str(seen) for text in _DISK_FULL_TEXTS):
+            name = getattr(seen, "filename", None)
+            return UserError(
+                f"The disk is full: {name or str(seen).splitlines()[0]}",
+                why="What was complete before is still there; the file being written is not.",
+                fix="Free some space, or put the run elsewhere with run.folder=DIR.",
+            )
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _exit(code: int) -> None:
+    if file := os.environ.get(EXIT_CODE_FILE):
+        Path(file).write_text(str(code), encoding="ascii")
+    sys.exit(code)
