@@ -1,0 +1,58 @@
+"""How a global batch is cut into micro-batches over processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lora_dpo.errors import UserError
+
+_LARGEST_DEFAULT_MICRO_BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """An optimizer step in pairs: `micro_batch x accumulation x world_size == global_batch`."""
+
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    world_size: int
+
+
+def plan_batches(global_batch: int, micro_batch: int | None, world_size: int) -> BatchPlan:
+    """Derives the gradient accumulation from the global batch and the number of processes.
+
+    Args:
+        global_batch: Pairs an optimizer step over all processes.
+        micro_batch: Pairs a forward pass and process; None takes the largest up to 8 that divides.
+        world_size: Number of processes.
+
+    Returns:
+        The plan, exact to the pair.
+
+    Raises:
+        UserError: The numbers do not divide; the nearest ones that do are named.
+    """
+    if global_batch % world_size:
+        raise UserError(
+            f"train.global_batch_size {global_batch} cannot be shared equally by {world_size} processes.",
+            fix=f"Take {_nearest_multiples(global_batch, world_size)}.",
+        )
+    local = global_batch // world_size
+    if micro_batch is None:
+        micro_batch = max(size for size in range(1, _LARGEST_DEFAULT_MICRO_BATCH + 1) if local % size == 0)
+    if local % micro_batch:
+        divisors = [size for size in range(1, local + 1) if local % size == 0]
+        nearest = sorted(sorted(divisors, key=lambda size: abs(size - micro_batch))[:2])
+        raise UserError(
+            f"train.micro_batch_size {micro_batch} x {world_size} processes does not divide "
+            f"train.global_batch_size {global_batch}.",
+            fix=f"Take train.micro_batch_size {' or '.join(map(str, nearest))}, "
+            f"or train.global_batch_size {_nearest_multiples(global_batch, micro_batch * world_size)}.",
+        )
+    return BatchPlan(global_batch, micro_batch, local // micro_batch, world_size)
+
+
+def _nearest_multiples(number: int, of: int) -> str:
+    below, above = number // of * of, -(-number // of) * of
+    return f"{below} or {above}" if below else str(above)

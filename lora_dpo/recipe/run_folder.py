@@ -1,0 +1,186 @@
+"""The run folder: where each result of a run stands, and who may write into it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_dpo.errors import UserError, did_you_mean, nearest
+from lora_dpo.recipe.loading import load_recipe, to_yaml
+from lora_dpo.recipe.schema import Recipe
+
+_MARK = "# Resolved by lora-dpo: what this run was asked for, defaults included.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The files of one run. Nothing is created by naming them."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> RunFolder:
+        """Returns the folder that a recipe's run has."""
+        return cls(Path(recipe.run.folder).expanduser() / recipe.run.name)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Returns an existing run.
+
+        Raises:
+            UserError: There is no run at `path`; the nearest one beside it, or in `runs/`, is shown.
+        """
+        run = cls(Path(path).expanduser())
+        if not run.recipe.is_file():
+            places = dict.fromkeys((run.path.parent, Path("runs")))
+            known = {file.parent.name: str(file.parent) for place in places for file in place.glob("*/recipe.yaml")}
+            near = nearest(run.path.name, known)
+            raise UserError(
+                f"There is no run at {path}.",
+                why="A run folder holds a recipe.yaml.",
+                fix=f"Did you mean '{known[near]}'?" if near else did_you_mean(str(path), sorted(known.values())),
+            )
+        return run
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, every default written out."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        """Versions, hashes, seed and strategy."""
+        return self.path / "provenance.json"
+
+    @property
+    def data(self) -> Path:
+        """Folder with the pairs and the split manifest."""
+        return self.path / "data"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder with the intermediate checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """Folder with the final adapter."""
+        return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """Folder with the final model, where the whole model was trained."""
+        return self.path / "model"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def report_json(self) -> Path:
+        """The report for machines; written last, so its presence means that the run is complete."""
+        return self.path / "report.json"
+
+    @property
+    def report_md(self) -> Path:
+        """The report for people."""
+        return self.path / "report.md"
+
+    @property
+    def plots(self) -> Path:
+        """Folder with the pictures."""
+        return self.path / "plots"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether `create` made this folder: a recipe.yaml that somebody wrote by hand does not make it a run."""
+        try:
+            with self.recipe.open(encoding="utf-8", errors="replace") as file:
+                return file.readline() == _MARK
+        except OSError:
+            return False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run went through to its report."""
+        return self.report_json.is_file()
+
+    def load_recipe(self) -> Recipe:
+        """Returns the recipe as it was resolved for this run."""
+        return load_recipe(self.recipe)
+
+    def check_free(self, *, overwrite: bool) -> None:
+        """Checks that a new run may be written here.
+
+        Raises:
+            UserError: Something is here already and may not be replaced.
+        """
+        existing = next(place for place in (self.path, *self.path.parents) if os.path.lexists(place))
+        if not existing.is_dir():
+            raise UserError(
+                f"{existing} is a file, so {self.path} cannot become the run's folder.",
+                fix="Choose another run.name or run.folder.",
+            )
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f"{existing} may not be written to.", fix="Choose another run.folder.")
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not self.is_run:
+            raise UserError(
+                f"{self.path} holds files that are not a run's; nothing in it was touched.",
+                fix="Choose another run.name or run.folder.",
+            )
+        if not overwrite:
+            state = "a finished run" if self.is_complete else "an unfinished run"
+            raise UserError(
+                f"{self.path} holds {state}, which is never overwritten by accident.",
+                fix="Give another name with run.name=NAME, or replace it with --overwrite.",
+            )
+
+    def create(self, recipe: Recipe, *, overwrite: bool) -> None:
+        """Makes the folder and writes the resolved recipe.
+
+        Of an earlier run everything that a run writes is removed; what else was put beside it stays.
+
+        Raises:
+            UserError: Something is here already and may not be replaced.
+        """
+        self.check_free(overwrite=overwrite)
+        self.path.mkdir(parents=True, exist_ok=True)
+        for file in self._results():
+            for path in (file, partial_path(file)):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        write_text(self.recipe, _MARK + to_yaml(recipe))
+
+    def _results(self) -> tuple[Path, ...]:
+        folders = (self.data, self.checkpoints, self.adapter, self.model, self.plots)
+        return (self.report_json, self.report_md, self.metrics, self.provenance, *folders)
+
+
+def partial_path(path: Path) -> Path:
+    """Returns where a file or folder is written before it is renamed to `path`."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,313 @@
+"""The recipe's sections and keys: every key typed, described and with a default that works."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from lora_dpo.recipe.types import Duration, Words
+
+Loss = Literal[
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+]  # fmt: skip
+_LOSSES_WITHOUT_F_DIVERGENCE = {"nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down"}
+Strategy = Literal["auto", "single", "ddp", "zero2", "zero3", "qlora"]
+SplitName = Literal["train", "validation", "test"]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys are refused, values are frozen once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(f"is not switched on or off, so it cannot be {str(value).lower()}")
+        return value
+
+
+class ModelSection(Section):
+    """Which model is aligned, and how it is loaded."""
+
+    name: str = Field(
+        min_length=1,
+        description="Hub id (org/name), local folder, GGUF file, or package:NAME/FILE for a file in a pip package.",
+    )
+    revision: str | None = Field(None, description="Hub branch, tag or commit; null is the default branch.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the weights. auto: bfloat16 on a GPU that has it, float32 on a CPU."
+    )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = Field(
+        "auto", description="Attention kernel. auto never takes one that would drop the model's softcap."
+    )
+    template: Literal["auto", "chat", "plain"] = Field(
+        "auto",
+        description="How turns become text: the tokenizer's chat template, or 'User: ... Assistant: ...' (plain). "
+        "auto: the template if there is one.",
+    )
+    trust_remote_code: bool = Field(False, description="Run Python code that the model's repository ships.")
+
+
+class AdapterSection(Section):
+    """What is trained: a LoRA adapter, one on 4-bit weights, or the whole model."""
+
+    method: Literal["lora", "qlora", "full"] = Field(
+        "lora", description="lora; qlora (frozen weights in 4-bit nf4 with double quantisation); full (no adapter)."
+    )
+    r: PositiveInt = Field(16, description="Rank of the update.")
+    alpha: PositiveFloat = Field(32, description="Scale: the update is multiplied by alpha / r.")
+    dropout: Fraction = Field(
+        0.0, description="Dropout on the adapter's input; the base model's own dropout stays off."
+    )
+    targets: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="Layers that get an adapter: all-linear (all but the head), or a list of names."
+    )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead of alpha / r (rsLoRA).")
+    dora: bool = Field(False, description="Train the weights' magnitudes apart from their directions (DoRA).")
+    init_from: str | None = Field(
+        None, description="Continue this adapter (folder, run folder or Hub id); it is the reference as well."
+    )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_target_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) and value != "all-linear" else value
+
+    @model_validator(mode="after")
+    def _full_has_no_adapter(self) -> AdapterSection:
+        if self.method == "full" and (self.init_from is not None or self.dropout > 0):
+            raise ValueError("method 'full' has no adapter, so init_from and dropout have no meaning")
+        if isinstance(self.targets, list) and not self.targets:
+            raise ValueError("targets is empty; name at least one layer, or use all-linear")
+        return self
+
+
+class Source(Section):
+    """One of several files or data sets."""
+
+    path: str = Field(description="File, folder of files, Hub id, or bundled/misconceptions.")
+    subset: str | None = Field(None, description="Hub configuration name, where the data set has several.")
+    hub_split: str | None = Field(None, description="Hub split to read; null is the usual one of the data set.")
+    weight: PositiveFloat = Field(
+        1.0, description="How often each training pair is seen in an epoch; 0.5 takes a seeded half of them."
+    )
+    use: Literal["auto"] | SplitName = Field(
+        "auto", description="auto: divided by data.split; otherwise all of it goes to this split."
+    )
+
+
+class Columns(Section):
+    """Which column is what, for files whose columns are not recognised."""
+
+    prompt: str = Field(description="Column with the prompt: text or a list of messages.")
+    chosen: str = Field(description="Column with the better answer.")
+    rejected: str = Field(description="Column with the worse answer.")
+    system: str | None = Field(None, description="Column with a system turn.")
+    group: str | None = Field(None, description="Column that names the question; null groups by prompt.")
+
+
+class SamplePairs(Section):
+    """N pairs of each question, drawn with the split's seed."""
+
+    sample: PositiveInt = Field(description="How many pairs a question at most.")
+
+
+class Split(Section):
+    """How questions are divided. A question is never on two sides."""
+
+    test: Fraction = Field(0.2, description="Part of the questions held out for the report.")
+    validation: Fraction = Field(0.1, description="Part of the questions for the evaluations during training.")
+    seed: int = Field(0, ge=0, description="Which questions land where; keep it when runs are compared.")
+
+    @model_validator(mode="after")
+    def _leaves_training_data(self) -> Split:
+        if self.test + self.validation >= 1.0:
+            raise ValueError(f"test {self.test} + validation {self.validation} leave nothing to train on")
+        return self
+
+
+class DataSection(Section):
+    """Where the preferences come from, and how they are checked and divided."""
+
+    path: str | list[str | Source] = Field(
+        "bundled/misconceptions", description="File, folder, Hub id or bundled/misconceptions; or a list of them."
+    )
+    columns: Columns | None = Field(None, description="Explicit mapping of columns; null recognises the format.")
+    pairs: Literal["best", "all"] | SamplePairs = Field(
+        "best",
+        description="Where a question has several answers: the best against the worst, all better x worse pairs, "
+        "or {sample: N}.",
+    )
+    min_margin: float = Field(
+        0.0, ge=0.0, description="For scored answers: smallest difference of scores that makes a pair."
+    )
+    split: Split = Field(default_factory=Split, description="How questions are divided.")
+    limit: PositiveInt | None = Field(None, description="Use about this many pairs, drawn by question; null is all.")
+    over_length: Literal["drop", "truncate_prompt", "error"] = Field(
+        "drop", description="Pairs longer than dpo.max_length: drop, cut the prompt from the left, or stop."
+    )
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="A row that cannot be read: stop and name it, or skip and count it."
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _names_a_source(cls, value: Any) -> Any:
+        if not value:
+            raise ValueError("names no data; give a file, a folder, a Hub id, or bundled/misconceptions")
+        return value
+
+    def sources(self) -> list[Source]:
+        """Returns the sources as a list, whichever way they were written."""
+        entries = [self.path] if isinstance(self.path, str) else self.path
+        return [Source(path=entry) if isinstance(entry, str) else entry for entry in entries]
+
+
+class DPOSection(Section):
+    """The loss. Names and defaults are TRL's; docs/methods.md has the formulas."""
+
+    loss: Annotated[list[Loss], Field(min_length=1)] = Field(
+        default_factory=lambda: ["sigmoid"], description="One loss, or several that are added."
+    )
+    loss_weights: list[float] | None = Field(None, description="Weight of each loss; null is 1 for each.")
+    beta: PositiveFloat = Field(0.1, description="How strongly the policy is held to the reference (tau for ipo).")
+    max_length: PositiveInt = Field(1024, description="Longest prompt + answer, in tokens.")
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=0.5, description="Assumed part of flipped preferences (robust, exo_pair, aot)."
+    )
+    f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = Field(
+        "reverse_kl", description="Divergence that holds the policy to the reference (f-DPO)."
+    )
+    f_alpha: float = Field(0.5, description="Coefficient of alpha_divergence.")
+    ld_alpha: float | None = Field(
+        None, ge=0.0, le=1.0, description="Weight of tokens beyond the shorter answer's length (LD-DPO); null is off."
+    )
+    use_weighting: bool = Field(False, description="Weight pairs by the policy's own probability (WPO).")
+    discopop_tau: PositiveFloat = Field(0.05, description="Temperature of the discopop loss.")
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _one_loss_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _losses_fit_together(self) -> DPOSection:
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss):
+            raise ValueError(f"loss_weights has {len(self.loss_weights)} entries for {len(self.loss)} losses")
+        if "exo_pair" in self.loss and self.label_smoothing == 0.0:
+            raise ValueError("exo_pair needs label_smoothing > 0; its paper recommends 0.001")
+        if self.use_weighting and {"aot", "aot_unpaired"} & set(self.loss):
+            raise ValueError("use_weighting cannot be combined with aot losses, which sort pairs before the loss")
+        scored_apart = set(self.loss) & _LOSSES_WITHOUT_F_DIVERGENCE
+        if self.f_divergence != "reverse_kl" and scored_apart:
+            raise ValueError(f"f_divergence {self.f_divergence} has no meaning for {', '.join(sorted(scored_apart))}")
+        return self
+
+
+class SFTSection(Section):
+    """Supervised fine-tuning before DPO; read by a later version's `lora-dpo sft`, checked from now on."""
+
+    path: str | None = Field(None, description="Instruction/response file or Hub id; null has no SFT stage.")
+    epochs: PositiveFloat = Field(1, description="Passes over the data.")
+    learning_rate: PositiveFloat = Field(2e-4, description="Peak learning rate.")
+    max_length: PositiveInt = Field(1024, description="Longest example, in tokens.")
+
+
+class TrainSection(Section):
+    """How the training runs: strategy, batch, schedule, evaluations, checkpoints."""
+
+    strategy: Strategy = Field(
+        "auto", description="Launch configuration, a file in accelerate_configs/; auto picks one for this machine."
+    )
+    learning_rate: PositiveFloat = Field(5e-6, description="Peak learning rate.")
+    epochs: PositiveFloat = Field(1, description="Passes over the training pairs.")
+    max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps; null is by epochs.")
+    global_batch_size: PositiveInt = Field(16, description="Pairs an optimizer step, over all processes.")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="Pairs a forward pass and process; null takes the largest up to 8 that divides."
+    )
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="Course of the learning rate."
+    )
+    warmup: float = Field(0.1, ge=0.0, description="Warm-up: part of the steps (below 1), or steps (1 and above).")
+    weight_decay: float = Field(0.0, ge=0.0, description="AdamW's weight decay.")
+    max_grad_norm: float = Field(1.0, ge=0.0, description="Gradient clipping; 0 is off.")
+    optimizer: str = Field("adamw_torch", description="Any name that Transformers' `optim` takes.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations: less memory, about a third slower.")
+    evals_per_epoch: int = Field(1, ge=0, description="Evaluations on the validation split an epoch; 0 is none.")
+    eval_steps: PositiveInt | None = Field(None, description="Evaluate every N steps instead.")
+    save_steps: PositiveInt | None = Field(None, description="Checkpoint every N steps; null is once an epoch.")
+    keep_checkpoints: int | None = Field(2, ge=0, description="Newest checkpoints kept; 0 saves none, null keeps all.")
+    logging_steps: PositiveInt = Field(1, description="Log every N optimizer steps.")
+    report_to: Words = Field(
+        default_factory=list, description="Trackers besides the files: tensorboard, wandb, trackio."
+    )
+    trl: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of TRL's DPOConfig that no other key covers."
+    )
+
+
+class EvaluationSection(Section):
+    """The report at the end: held-out preferences before and after, and answers side by side."""
+
+    samples: int = Field(4, ge=0, description="Held-out questions answered before and after.")
+    max_new_tokens: PositiveInt = Field(64, description="Longest sample answer, in tokens.")
+    batch_size: PositiveInt = Field(8, description="Sequences scored or written at once.")
+
+
+class RunSection(Section):
+    """Where the results go."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the run and of its folder: letters, digits, '.', '_' and '-', not '.' first.",
+    )
+    folder: str = Field("runs", description="Folder that holds the runs.")
+    seed: int = Field(0, ge=0, description="Seed of everything but the split: initialisation, order, dropout.")
+
+
+class SlurmSection(Section):
+    """What a cluster job asks for; read by the sbatch scripts and `lora-dpo submit` of a later version."""
+
+    nodes: PositiveInt = Field(1, description="Number of nodes.")
+    gpus_per_node: int = Field(1, ge=0, description="GPUs (and processes) a node.")
+    time: Duration = Field(default="04:00:00", validate_default=True, description="Wall time, HH:MM:SS or 90m, 4h, 2d.")
+    partition: str | None = Field(None, description="Partition; null is the cluster's default.")
+    account: str | None = Field(None, description="Account to charge; null is the user's default.")
+
+
+class HubSection(Section):
+    """Where the result is published; read by `lora-dpo push` of a later version."""
+
+    repo: str | None = Field(None, description="Repository, user/name; null publishes nothing.")
+    private: bool = Field(True, description="Whether a new repository is private.")
+
+
+class Recipe(Section):
+    """One YAML file that says what a run does, start to end."""
+
+    model: ModelSection = Field(description="Which model is aligned.")
+    adapter: AdapterSection = Field(default_factory=AdapterSection, description="What is trained.")
+    data: DataSection = Field(default_factory=DataSection, description="The preferences.")
+    dpo: DPOSection = Field(default_factory=DPOSection, description="The loss.")
+    sft: SFTSection = Field(default_factory=SFTSection, description="Supervised fine-tuning before DPO.")
+    train: TrainSection = Field(default_factory=TrainSection, description="How the training runs.")
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="The report.")
+    run: RunSection = Field(description="Where the results go.")
+    slurm: SlurmSection = Field(default_factory=SlurmSection, description="The cluster job.")
+    hub: HubSection = Field(default_factory=HubSection, description="Publication.")
+
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> Recipe:
+        if self.train.strategy == "qlora" and self.adapter.method != "qlora":
+            raise ValueError("train.strategy qlora needs adapter.method qlora")
+        if self.adapter.method == "qlora" and self.train.strategy == "zero3":
+            raise ValueError("adapter.method qlora cannot run under zero3, which cannot shard 4-bit weights; use qlora")
+        return self
