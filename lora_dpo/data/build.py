@@ -1,0 +1,143 @@
+"""From a recipe's data section to tokenised splits: read, lint, split, tokenise, fit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import track
+
+from lora_dpo.console import err, is_main_process
+from lora_dpo.data.chat import TokenisedPair, TurnEncoder, check_turns
+from lora_dpo.data.groups import merge_groups
+from lora_dpo.data.length import fit_length
+from lora_dpo.data.lint import lint
+from lora_dpo.data.manifest import split_manifest, write_manifest, write_pairs
+from lora_dpo.data.near_duplicates import NearDuplicate, near_duplicates
+from lora_dpo.data.pair import Pair
+from lora_dpo.data.sources import load_pairs
+from lora_dpo.data.split import overlap, split_by_group
+from lora_dpo.errors import UserError
+from lora_dpo.recipe.schema import Recipe, Source, SplitName
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PAIRS_CHECKED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that a training and its evaluation read.
+
+    Args:
+        splits: Tokenised pairs of `train`, `validation` and `test`.
+        encoder: How turns became tokens.
+        formats: Names of the recognised formats.
+        dropped: Pairs and rows left out, by reason.
+        truncated: Pairs whose prompt was cut from the left.
+        overlap: Groups that stand in more than one split; 0 unless something is broken.
+        near_duplicates: Prompts of different splits that are nearly the same.
+    """
+
+    splits: dict[SplitName, list[TokenisedPair]]
+    encoder: TurnEncoder
+    formats: str
+    dropped: Counter[str]
+    truncated: int
+    overlap: int
+    near_duplicates: list[NearDuplicate]
+
+    def summary(self) -> dict[str, Any]:
+        """Returns counts and hashes with the stable keys of `lora-dpo data --json`."""
+        manifest = split_manifest(self._pairs())
+        groups = {pair.pair.group for pairs in self.splits.values() for pair in pairs}
+        return {
+            "pairs": sum(map(len, self.splits.values())),
+            "groups": len(groups),
+            "splits": {
+                split: {key: entry[key] for key in ("pairs", "groups", "hash")} for split, entry in manifest.items()
+            },
+            "dropped": dict(self.dropped),
+            "truncated": self.truncated,
+            "overlap": self.overlap,
+            "near_duplicates": len(self.near_duplicates),
+        }
+
+    def write(self, folder: Path) -> None:
+        """Writes `pairs.jsonl` and `splits.json`."""
+        write_pairs(folder / "pairs.jsonl", self._pairs())
+        write_manifest(folder / "splits.json", split_manifest(self._pairs()))
+
+    def _pairs(self) -> dict[SplitName, list[Pair]]:
+        return {split: [pair.pair for pair in pairs] for split, pairs in self.splits.items()}
+
+
+def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+    """Carries out a recipe's data section.
+
+    Args:
+        recipe: The recipe.
+        tokenizer: The model's tokenizer.
+
+    Raises:
+        UserError: The data cannot be read, tokenised soundly, or divided as asked.
+    """
+    loaded = load_pairs(recipe.data)
+    clean, dropped = _lint_sources(loaded.by_source, recipe.data.sources())
+    splits = split_by_group(clean, recipe.data.sources(), recipe.data.split, recipe.data.limit)
+    dropped += splits.dropped + Counter(bad_row=loaded.report.bad_rows)
+    encoder = TurnEncoder(tokenizer, recipe.model.template)
+    fitted: dict[SplitName, list[TokenisedPair]] = {}
+    truncated = 0
+    for split, pairs in splits.pairs.items():
+        encoded = _encode(encoder, pairs, split)
+        check_turns(encoder, encoded[:_PAIRS_CHECKED])
+        fit = fit_length(encoded, recipe.dpo.max_length, recipe.data.over_length, tokenizer.bos_token_id)
+        if pairs and not fit.pairs:
+            raise UserError(
+                f"Every pair of the {split} split is longer than dpo.max_length {recipe.dpo.max_length}.",
+                fix=f"Raise it to at least {min(pair.length for pair in encoded)}.",
+            )
+        fitted[split] = fit.pairs
+        truncated += fit.truncated
+        dropped += Counter(over_length=fit.dropped)
+    kept = {split: [pair.pair for pair in pairs] for split, pairs in fitted.items()}
+    return Prepared(
+        splits=fitted,
+        encoder=encoder,
+        formats=", ".join(dict.fromkeys(name for names in loaded.formats for name in names)),
+        dropped=dropped,
+        truncated=truncated,
+        overlap=overlap(kept),
+        near_duplicates=near_duplicates(kept),
+    )
+
+
+def _lint_sources(by_source: list[list[Pair]], sources: Sequence[Source]) -> tuple[list[list[Pair]], Counter[str]]:
+    """Lints all sources as one, since they may repeat or contradict each other, and divides them again.
+
+    Held-out sources come first: of a repeated pair the first is kept, and a test set must not lose pairs to training.
+    """
+    held_out_first = sorted(range(len(sources)), key=lambda number: sources[number].use in {"auto", "train"})
+    merged = merge_groups([pair for number in held_out_first for pair in by_source[number]])
+    clean, dropped = lint(merged)
+    divided: list[list[Pair]] = [[] for _ in by_source]
+    for pair in clean:
+        divided[pair.source].append(pair)
+    return divided, Counter(dropped)
+
+
+def _encode(encoder: TurnEncoder, pairs: Sequence[Pair], split: str) -> list[TokenisedPair]:
+    shown = track(
+        encoder.encode(pairs),
+        f"tokenising {split}",
+        total=len(pairs),
+        console=err,
+        transient=True,
+        disable=not (err.is_terminal and is_main_process()),
+    )
+    return list(shown)

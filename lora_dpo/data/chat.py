@@ -1,0 +1,200 @@
+"""From turns to token ids: one prompt, two completions, one BOS, and an end of turn that is never cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from jinja2.exceptions import TemplateError
+
+from lora_dpo.data.pair import Message, Pair
+from lora_dpo.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PROBE = "lora dpo probe"
+_BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedPair:
+    """A pair as token ids: the sequences are `prompt_ids + chosen_ids` and `prompt_ids + rejected_ids`."""
+
+    pair: Pair
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer of the two sequences."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
+
+class TurnEncoder:
+    """Writes turns the way the model was taught to read them.
+
+    With a chat template, the template decides. Without one (base models) the plain form is used: an optional
+    system paragraph, then `User: ...` and `Assistant: ...` lines, the answer after `Assistant: `.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        template: `chat`, `plain`, or `auto` (the chat template if there is one).
+
+    Raises:
+        UserError: A chat template is asked for and there is none, or no end-of-turn token exists.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Literal["auto", "chat", "plain"] = "auto") -> None:
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        if template == "chat" and not has_template:
+            raise UserError(
+                "model.template is 'chat', but the tokenizer has no chat template.",
+                fix="Use model.template=plain, or the instruction-tuned variant of the model.",
+            )
+        self.tokenizer = tokenizer
+        self.style = "chat" if has_template and template != "plain" else "plain"
+        self._adds_bos = tokenizer.bos_token_id is not None and tokenizer(_PROBE)["input_ids"][:1] == [
+            tokenizer.bos_token_id
+        ]
+        self.folds_system = self.style == "chat" and not self._takes_system()
+        self.end_of_turn_id = self._find_end_of_turn()
+
+    def render(self, prompt: Sequence[Message], answer: str | None = None) -> str:
+        """Returns the conversation as text; without an answer it ends where the model's answer begins."""
+        turns = list(self._fold_system(prompt) if self.folds_system else prompt)
+        if self.style == "plain":
+            return _plain_text(turns, answer)
+        if answer is None:
+            return self._apply(turns, add_generation_prompt=True)
+        return self._apply([*turns, {"role": "assistant", "content": answer}])
+
+    def prompt_ids(self, prompt: Sequence[Message]) -> list[int]:
+        """Returns the tokens after which the model answers."""
+        return self._with_one_bos(self._encode([self.render(prompt)])[0])
+
+    def encode(self, pairs: Sequence[Pair]) -> Iterator[TokenisedPair]:
+        """Tokenises pairs, a thousand at a time, in order."""
+        for start in range(0, len(pairs), _BATCH):
+            yield from self._encode_batch(pairs[start : start + _BATCH])
+
+    def _encode_batch(self, pairs: Sequence[Pair]) -> Iterator[TokenisedPair]:
+        prompts = [self.render(pair.prompt) for pair in pairs]
+        prompt_ids = [self._with_one_bos(ids) for ids in self._encode(prompts)]
+        chosen = self._completions(prompts, prompt_ids, pairs, [pair.chosen for pair in pairs])
+        rejected = self._completions(prompts, prompt_ids, pairs, [pair.rejected for pair in pairs])
+        for parts in zip(pairs, prompt_ids, chosen, rejected, strict=True):
+            yield TokenisedPair(*parts)
+
+    def _completions(
+        self, prompts: list[str], prompt_ids: list[list[int]], pairs: Sequence[Pair], answers: list[str]
+    ) -> list[list[int]]:
+        whole = [self.render(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)]
+        whole_ids = [self._with_one_bos(ids) for ids in self._encode(whole)]
+        completions = []
+        for prompt, start, text, ids, answer in zip(prompts, prompt_ids, whole, whole_ids, answers, strict=True):
+            if ids[: len(start)] == start:
+                completion = ids[len(start) :]
+            else:  # tokens merge across the border, or the template renders the prompt differently with an answer
+                rest = text[len(prompt) :] if text.startswith(prompt) else answer
+                completion = self._encode([rest])[0]
+            completions.append(self._ending_on_end_of_turn(completion))
+        return completions
+
+    def _ending_on_end_of_turn(self, ids: list[int]) -> list[int]:
+        """Cuts what a template writes after the end of turn (a newline, mostly), or adds the missing token."""
+        if self.end_of_turn_id in ids:
+            last = len(ids) - 1 - ids[::-1].index(self.end_of_turn_id)
+            return ids[: last + 1]
+        return [*ids, self.end_of_turn_id]
+
+    def _with_one_bos(self, ids: list[int]) -> list[int]:
+        bos = self.tokenizer.bos_token_id
+        if bos is None:
+            return ids
+        start = 0
+        while ids[start : start + 1] == [bos]:
+            start += 1
+        return [bos, *ids[start:]] if start or self._adds_bos else ids
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    def _apply(self, turns: list[Message], **options: Any) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
+        except TemplateError as error:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise UserError(
+                f"The tokenizer's chat template refuses a conversation with the turns {roles}: {error}",
+                fix="Turns must alternate between user and assistant; correct the data, or use model.template=plain.",
+            ) from None
+
+    def _takes_system(self) -> bool:
+        turns: list[Message] = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "Hello"}]
+        try:
+            return _PROBE in self.tokenizer.apply_chat_template(turns, tokenize=False)
+        except TemplateError:
+            return False
+
+    def _fold_system(self, prompt: Sequence[Message]) -> Sequence[Message]:
+        if len(prompt) < 2 or prompt[0]["role"] != "system":
+            return prompt
+        first: Message = {"role": "user", "content": f"{prompt[0]['content']}\n\n{prompt[1]['content']}"}
+        return [first, *prompt[2:]]
+
+    def _find_end_of_turn(self) -> int:
+        """Finds the special token that follows an answer; without one, the end-of-sequence token."""
+        if self.style == "chat":
+            text = self.render([{"role": "user", "content": "Hello"}], _PROBE)
+            after = self._encode([text.rpartition(_PROBE)[2]])[0]
+            special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+            found = next((token for token in after if token in special), None)
+            if found is not None:
+                return found
+        if self.tokenizer.eos_token_id is None:
+            raise UserError(
+                "The tokenizer has no end-of-sequence token, so an answer could never end.",
+                fix="Set eos_token in the model's tokenizer_config.json.",
+            )
+        return self.tokenizer.eos_token_id
+
+
+def _plain_text(turns: list[Message], answer: str | None) -> str:
+    names = {"user": "User: ", "assistant": "Assistant: ", "system": ""}
+    paragraphs = [f"{names[turn['role']]}{turn['content'].strip()}" for turn in turns]
+    last = "Assistant:" if answer is None else f"Assistant: {answer.strip()}"
+    return "\n\n".join([*paragraphs, last])
+
+
+def check_turns(encoder: TurnEncoder, pairs: Sequence[TokenisedPair]) -> None:
+    """Asserts on a run's first pairs what silent tokenisation bugs break.
+
+    Args:
+        encoder: What tokenised the pairs.
+        pairs: The first pairs of the run.
+
+    Raises:
+        UserError: A sequence has no or two BOS tokens, the prompt is not what the model sees when it generates,
+            or a completion does not end on the end-of-turn token.
+    """
+    bos, end = encoder.tokenizer.bos_token_id, encoder.end_of_turn_id
+    for pair in pairs:
+        problem = None
+        if bos is not None and pair.prompt_ids[:2] == [bos, bos]:
+            problem = "the prompt begins with two BOS tokens"
+        elif pair.prompt_ids != encoder.prompt_ids(pair.pair.prompt):
+            problem = "the prompt's tokens differ from those that the model sees when it generates"
+        elif not pair.chosen_ids or not pair.rejected_ids:
+            problem = "a completion has no tokens"
+        elif pair.chosen_ids[-1] != end or pair.rejected_ids[-1] != end:
+            problem = "a completion does not end on the end-of-turn token"
+        if problem:
+            raise UserError(
+                f"Tokenisation is not sound: {problem}.",
+                why="A model trained on this would learn from a context that it never sees.",
+                fix="See the tokens with `lora-dpo data RECIPE`; model.template=plain avoids a broken chat template.",
+                where=pair.pair.origin,
+            )

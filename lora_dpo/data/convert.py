@@ -1,0 +1,84 @@
+"""Turns the rows of one file or data set into pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+
+from lora_dpo.data.formats.base import BadRowError, Candidate, Format, Options
+from lora_dpo.data.formats.registry import mapped, recognise
+from lora_dpo.data.pair import Pair, group_of
+from lora_dpo.data.report import ReadReport
+from lora_dpo.data.row import Row
+from lora_dpo.errors import UserError
+from lora_dpo.recipe.schema import DataSection
+
+_ROWS_LOOKED_AT = 100
+
+
+def format_of(rows: Iterable[Row], data: DataSection, report: ReadReport, where: str) -> tuple[Format, Iterator[Row]]:
+    """Finds the format of a file from its first rows.
+
+    Args:
+        rows: The file's rows.
+        data: The recipe's data section.
+        report: Why rows could not be read, for the error if that is all of them.
+        where: The file, for errors.
+
+    Returns:
+        The format, and all rows, the first ones included.
+
+    Raises:
+        UserError: There is no row, no format fits, or `data.columns` names a column that is not there.
+    """
+    stream = iter(rows)
+    first = list(islice(stream, _ROWS_LOOKED_AT))
+    if not first:
+        reasons = "\n".join(f"  {reason}" for reason in report.reasons)
+        raise UserError("no row could be read", why=f"The first reasons:\n{reasons}" if reasons else "", where=where)
+    values = [row.values for row in first]
+    found = recognise(values, where) if data.columns is None else mapped(data.columns, values, where)
+    return found, chain(first, stream)
+
+
+def pairs_of(rows: Iterable[Row], known: Format, data: DataSection, report: ReadReport, source: int) -> Iterator[Pair]:
+    """Yields the pairs of rows of one format.
+
+    Args:
+        rows: The rows.
+        known: Their format.
+        data: The recipe's data section.
+        report: Where bad rows, and rows without a pair, are counted.
+        source: Number of the recipe's source, from 0.
+
+    Raises:
+        UserError: A row cannot be converted, and `data.on_bad_row` is `error`.
+    """
+    options = Options(pairs=data.pairs, min_margin=data.min_margin, seed=data.split.seed)
+    for row in rows:
+        try:
+            candidates = known.convert(row.values, options)
+            pairs = [_pair(candidate, row.where, source) for candidate in candidates]
+        except BadRowError as bad:
+            report.bad_row(str(bad), row.where, data.on_bad_row)
+            continue
+        report.rows_without_pair += not pairs
+        yield from pairs
+
+
+def _pair(candidate: Candidate, where: str, source: int) -> Pair:
+    roles = [turn["role"] for turn in candidate.prompt]
+    if not roles:
+        raise BadRowError("the prompt has no turn")
+    if roles[-1] != "user":
+        raise BadRowError(f"the prompt ends in a turn of the {roles[-1]}, not of the user")
+    if "system" in roles[1:]:
+        raise BadRowError("the prompt has a system turn after the first turn")
+    return Pair(
+        prompt=candidate.prompt,
+        chosen=candidate.chosen,
+        rejected=candidate.rejected,
+        group=candidate.group or group_of(candidate.prompt),
+        origin=where,
+        source=source,
+    )

@@ -1,0 +1,1 @@
+"""How rows of the known preference formats become pairs; `registry` lists them."""

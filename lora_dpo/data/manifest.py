@@ -1,0 +1,116 @@
+"""The two files that say what a run was trained and tested on: `pairs.jsonl` and `splits.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypedDict
+
+from lora_dpo.data.files import read_rows
+from lora_dpo.data.pair import Pair
+from lora_dpo.data.report import ReadReport
+from lora_dpo.data.split import SPLITS
+from lora_dpo.errors import UserError
+from lora_dpo.recipe.schema import SplitName
+
+
+class SplitEntry(TypedDict):
+    """What `splits.json` says about one split."""
+
+    pairs: int
+    groups: int
+    hash: str
+    group_ids: list[str]
+
+
+def pairs_hash(pairs: Iterable[Pair]) -> str:
+    """Returns the SHA-256 of the pairs' contents and groups, the same for every order of the pairs."""
+    digests = sorted(hashlib.sha256(_content(pair).encode()).digest() for pair in pairs)
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def split_manifest(splits: Mapping[SplitName, Sequence[Pair]]) -> dict[SplitName, SplitEntry]:
+    """Returns sizes, hash and group ids of each split, ready to be written as JSON."""
+    manifest: dict[SplitName, SplitEntry] = {}
+    for name in SPLITS:
+        pairs = splits[name]
+        groups = sorted({pair.group for pair in pairs})
+        manifest[name] = {"pairs": len(pairs), "groups": len(groups), "hash": pairs_hash(pairs), "group_ids": groups}
+    return manifest
+
+
+def write_pairs(path: Path, splits: Mapping[SplitName, Sequence[Pair]]) -> None:
+    """Writes `pairs.jsonl`: one pair a line, with its split. The file appears whole or not at all."""
+    _write_lines(path, (_dump({"split": name, **asdict(pair)}) for name in SPLITS for pair in splits[name]))
+
+
+def read_pairs(path: Path) -> dict[SplitName, list[Pair]]:
+    """Reads what `write_pairs` wrote.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    splits: dict[SplitName, list[Pair]] = {name: [] for name in SPLITS}
+    for row in read_rows(path, "error", ReadReport()):
+        try:
+            values = dict(row.values)
+            splits[values.pop("split")].append(Pair(**{**values, "prompt": tuple(values["prompt"])}))
+        except (KeyError, TypeError) as error:
+            raise _damaged(f"the line is no pair of a split ({type(error).__name__}: {error})", row.where) from None
+    return splits
+
+
+def write_manifest(path: Path, manifest: Mapping[SplitName, SplitEntry]) -> None:
+    """Writes `splits.json`. The file appears whole or not at all."""
+    _write_lines(path, [json.dumps(manifest, ensure_ascii=False, indent=2)])
+
+
+def read_manifest(path: Path) -> dict[SplitName, SplitEntry]:
+    """Reads what `write_manifest` wrote.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        missing = [
+            f"{name}.{key}" for name in SPLITS for key in SplitEntry.__annotations__ if key not in manifest[name]
+        ]
+    except FileNotFoundError:
+        raise _damaged("the file does not exist", str(path)) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(f"the file is no split manifest ({type(error).__name__}: {error})", str(path)) from None
+    if missing:
+        raise _damaged(f"the file lacks {', '.join(missing)}", str(path))
+    return manifest
+
+
+def _damaged(what: str, where: str) -> UserError:
+    fix = "Build the data again with `lora-dpo data RECIPE`; the same recipe gives the same splits."
+    return UserError(what, fix=fix, where=where)
+
+
+def _content(pair: Pair) -> str:
+    turns = [[turn["role"], turn["content"]] for turn in pair.prompt]
+    return _dump([turns, pair.chosen, pair.rejected, pair.group])
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{line}\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

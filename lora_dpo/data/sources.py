@@ -1,0 +1,146 @@
+"""Finds and reads the sources of a recipe: bundled data, files, folders and Hub data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lora_dpo.data.convert import format_of, pairs_of
+from lora_dpo.data.files import data_files, read_rows
+from lora_dpo.data.formats.base import Format
+from lora_dpo.data.hub import hub_rows
+from lora_dpo.data.pair import Pair
+from lora_dpo.data.progress import counted
+from lora_dpo.data.report import ReadReport
+from lora_dpo.data.row import Row
+from lora_dpo.errors import UserError, did_you_mean, nearest
+from lora_dpo.recipe.schema import DataSection, Source
+
+_BUNDLED = "bundled/"
+_BUNDLED_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPairs:
+    """All pairs of a recipe, as they were read: neither linted nor divided.
+
+    Args:
+        by_source: The pairs of each source, in the recipe's order.
+        report: What was read and left out, over all sources.
+        formats: The names of the formats met in each source.
+    """
+
+    by_source: list[list[Pair]] = field(default_factory=list)
+    report: ReadReport = field(default_factory=ReadReport)
+    formats: list[list[str]] = field(default_factory=list)
+
+
+def load_pairs(data: DataSection) -> LoadedPairs:
+    """Reads all sources of a recipe.
+
+    Args:
+        data: The recipe's data section.
+
+    Raises:
+        UserError: A source does not exist, cannot be read, is of no known format, or holds no pair.
+    """
+    loaded = LoadedPairs()
+    scored = False
+    for number, source in enumerate(data.sources()):
+        report = ReadReport()
+        pairs, formats = _load_source(source, number, data, report)
+        if not pairs:
+            raise _no_pairs(source, data, report, formats)
+        loaded.by_source.append(pairs)
+        loaded.formats.append([known.name for known in formats])
+        loaded.report.add(report)
+        scored |= any(known.scores for known in formats)
+    if data.min_margin > 0 and not scored:
+        raise UserError(
+            f"data.min_margin is {data.min_margin}, but no source has scores",
+            why="A margin is a difference of scores, such as score_chosen - score_rejected.",
+            fix="Set data.min_margin=0, or use data with scores.",
+        )
+    return loaded
+
+
+def _load_source(source: Source, number: int, data: DataSection, report: ReadReport) -> tuple[list[Pair], list[Format]]:
+    pairs: list[Pair] = []
+    formats: dict[str, Format] = {}
+    for where, rows in _streams(source, data, report):
+        known, rows = format_of(counted(rows, f"Reading {where}"), data, report, where)
+        formats[known.name] = known
+        pairs += pairs_of(rows, known, data, report, number)
+    return pairs, list(formats.values())
+
+
+def _streams(source: Source, data: DataSection, report: ReadReport) -> Iterator[tuple[str, Iterable[Row]]]:
+    """Yields the files of a source, each with its rows."""
+    path = _local_path(source)
+    if path is None:
+        yield source.path, _counted_in(report, hub_rows(source.path, source.subset, source.hub_split))
+    elif path.is_dir() and (source.subset or source.hub_split):
+        yield str(path), _counted_in(report, hub_rows(str(path), source.subset, source.hub_split))
+    else:
+        for file in data_files(path):
+            yield str(file), read_rows(file, data.on_bad_row, report)
+
+
+def _counted_in(report: ReadReport, rows: Iterable[Row]) -> Iterator[Row]:
+    for row in rows:
+        report.rows += 1
+        yield row
+
+
+def _local_path(source: Source) -> Path | None:
+    """Returns the file or folder that a source names, or None for a Hub id.
+
+    Raises:
+        UserError: It is neither there, nor can it be a Hub id.
+    """
+    if source.path.startswith(_BUNDLED):
+        return _bundled(source.path)
+    path = Path(source.path).expanduser()
+    if path.exists():
+        return path
+    has_suffix = path.suffix[1:].isalpha()
+    if (
+        source.path.startswith(("/", ".", "~"))
+        or has_suffix
+        or source.path.count("/") != 1
+        or source.path.endswith("/")
+    ):
+        raise _missing(path)
+    return None
+
+
+def _bundled(name: str) -> Path:
+    path = _BUNDLED_FOLDER / f"{name.removeprefix(_BUNDLED)}.csv"
+    if path.parent == _BUNDLED_FOLDER and path.is_file():
+        return path
+    known = [f"{_BUNDLED}{file.stem}" for file in sorted(_BUNDLED_FOLDER.glob("*.csv"))]
+    raise UserError(f"'{name}' is no data that comes with lora-dpo", fix=did_you_mean(name, known), where="data.path")
+
+
+def _missing(path: Path) -> UserError:
+    folder = path.parent
+    if not folder.is_dir():
+        what, fix = f"there is no folder '{folder}', so no '{path.name}' in it", ""
+    else:
+        what = f"there is no file or folder '{path}'"
+        near = nearest(path.name, sorted(entry.name for entry in folder.iterdir()))
+        fix = f"Did you mean '{folder / near}'? " if near else ""
+    fix += f"Relative paths start in the working directory, {Path.cwd()}; Hub ids look like owner/name."
+    return UserError(what, fix=fix, where="data.path")
+
+
+def _no_pairs(source: Source, data: DataSection, report: ReadReport, formats: Iterable[Format]) -> UserError:
+    why = f"Read as {', '.join(known.name for known in formats)}: {report.rows} rows, {report.bad_rows} of them bad, "
+    why += f"{report.rows_without_pair} without a preference."
+    if report.reasons:
+        why += "\nThe first reasons:\n" + "\n".join(f"  {reason}" for reason in report.reasons)
+    fix = "Check the file's columns."
+    if data.min_margin > 0:
+        fix += f" Lower data.min_margin (now {data.min_margin})."
+    return UserError("the source holds no usable pair", why=why, fix=fix, where=source.path)

@@ -1,0 +1,176 @@
+"""Divides pairs into train, validation and test by question, the same way everywhere and always."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import get_args
+
+from lora_dpo.data.pair import Pair
+from lora_dpo.errors import UserError
+from lora_dpo.recipe.schema import Source, Split, SplitName
+
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+"""The splits' names, in the order in which they are shown: train, validation, test."""
+
+_HELD_OUT: tuple[SplitName, ...] = ("validation", "test")
+
+# A question on two sides stays on the first of these.
+_PRECEDENCE: tuple[SplitName, ...] = ("test", "validation", "train")
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The pairs of each split, and what was left out to make them.
+
+    Args:
+        pairs: Pairs by the split's name; every name is there. Within a split the order of the sources is kept.
+        dropped: Pairs left out, by reason: `limit` (data.limit), `overlap` (their question is held out).
+    """
+
+    pairs: dict[SplitName, list[Pair]]
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def split_by_group(
+    pairs_by_source: Sequence[Sequence[Pair]], sources: Sequence[Source], split: Split, limit: int | None = None
+) -> Splits:
+    """Divides pairs so that every group is on exactly one side.
+
+    Groups are ordered by a hash of seed and group id: the first part is test, the next validation, the rest train. So
+    the result depends neither on the order of rows nor on the number of processes. Sources with a `use` of their own go
+    there as a whole; a group that two sources put on different sides stays held out, and its other pairs are dropped.
+
+    Args:
+        pairs_by_source: The pairs of each source.
+        sources: The sources, with their `use` and `weight`.
+        split: Fractions of groups, and the seed.
+        limit: About how many pairs to keep in all, by whole groups; None keeps all.
+
+    Raises:
+        UserError: The train split, or a split that is asked for, would be empty.
+    """
+    uses = [source.use for source in sources]
+    limited = _limited(pairs_by_source, uses, split.seed, limit)
+    wanted = _wanted_sides(limited, uses, split)
+    final = _final_sides(wanted)
+    result: dict[SplitName, list[Pair]] = {name: [] for name in SPLITS}
+    kept = 0
+    for source, pairs, side_of in zip(sources, limited, wanted, strict=True):
+        own = [pair for pair in pairs if side_of[pair.group] == final[pair.group]]
+        kept += len(own)
+        training = [pair for pair in own if final[pair.group] == "train"]
+        result["train"] += _weighted(training, source.weight, split.seed)
+        for name in _HELD_OUT:
+            result[name] += [pair for pair in own if final[pair.group] == name]
+    _refuse_empty(result, uses, split, groups=len(final), limit=limit)
+    dropped = Counter(limit=_count(pairs_by_source) - _count(limited), overlap=_count(limited) - kept)
+    return Splits(result, +dropped)
+
+
+def overlap(splits: Mapping[SplitName, Iterable[Pair]]) -> int:
+    """Returns how many groups are in more than one split; 0 unless something went wrong."""
+    sides: Counter[str] = Counter()
+    for pairs in splits.values():
+        sides.update({pair.group for pair in pairs})
+    return sum(count > 1 for count in sides.values())
+
+
+def _limited(
+    pairs_by_source: Sequence[Sequence[Pair]], uses: Sequence[str], seed: int, limit: int | None
+) -> list[list[Pair]]:
+    """Keeps about `limit` pairs, of every kind of use its share, so that no split runs dry."""
+    total = _count(pairs_by_source)
+    if limit is None or limit >= total:
+        return [list(pairs) for pairs in pairs_by_source]
+    kept: dict[str, set[str]] = {}
+    for use in set(uses):
+        sizes = Counter(p.group for pairs, u in zip(pairs_by_source, uses, strict=True) if u == use for p in pairs)
+        share = limit * sizes.total() / total
+        taken, kept[use] = 0, set()
+        for group in _in_hash_order(sizes, seed):
+            if taken >= share:
+                break
+            taken += sizes[group]
+            kept[use].add(group)
+    return [[p for p in pairs if p.group in kept[use]] for pairs, use in zip(pairs_by_source, uses, strict=True)]
+
+
+def _wanted_sides(
+    pairs_by_source: Sequence[Sequence[Pair]], uses: Sequence[str], split: Split
+) -> list[dict[str, SplitName]]:
+    """Returns, for each source, the side on which it puts each of its groups."""
+    groups = [{pair.group for pair in pairs} for pairs in pairs_by_source]
+    divided = _divide(set().union(*(own for own, use in zip(groups, uses, strict=True) if use == "auto")), split)
+    return [
+        {group: divided[group] if use == "auto" else use for group in own}
+        for own, use in zip(groups, uses, strict=True)
+    ]
+
+
+def _divide(groups: set[str], split: Split) -> dict[str, SplitName]:
+    """Returns the side of each group by the fractions; each fraction above 0 gets a group if there are enough."""
+    fractions: dict[SplitName, float] = {"test": split.test, "validation": split.validation}
+    sizes = {
+        name: max(1, math.floor(fraction * len(groups) + 0.5)) if fraction > 0 else 0
+        for name, fraction in fractions.items()
+    }
+    while sum(sizes.values()) >= len(groups) and max(sizes.values()) > 1:
+        sizes[max(sizes, key=lambda name: sizes[name])] -= 1
+    ordered = _in_hash_order(groups, split.seed)
+    names: list[SplitName] = [name for name, size in sizes.items() for _ in range(size)]
+    names += ["train"] * (len(ordered) - len(names))
+    return dict(zip(ordered, names, strict=False))
+
+
+def _final_sides(wanted: Iterable[Mapping[str, SplitName]]) -> dict[str, SplitName]:
+    """Returns the one side of each group: where sources disagree, held out."""
+    sides: dict[str, set[SplitName]] = defaultdict(set)
+    for side_of in wanted:
+        for group, side in side_of.items():
+            sides[group].add(side)
+    return {group: next(name for name in _PRECEDENCE if name in found) for group, found in sides.items()}
+
+
+def _weighted(pairs: list[Pair], weight: float, seed: int) -> list[Pair]:
+    """Repeats training pairs by the whole part of the weight, and adds the rest as a seeded part of their groups."""
+    whole, part = int(weight), weight - int(weight)
+    groups = {pair.group for pair in pairs}
+    size = max(math.floor(part * len(groups) + 0.5), whole == 0)
+    # A salt of its own, so that the part is not the same one that borders on the validation split.
+    drawn = set(_in_hash_order(groups, f"weight:{seed}")[:size])
+    return pairs * whole + [pair for pair in pairs if pair.group in drawn]
+
+
+def _in_hash_order(groups: Iterable[str], seed: object) -> list[str]:
+    return sorted(groups, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
+
+
+def _count(pairs_by_source: Iterable[Sequence[Pair]]) -> int:
+    return sum(map(len, pairs_by_source))
+
+
+def _refuse_empty(
+    result: Mapping[SplitName, Sequence[Pair]], uses: Sequence[str], split: Split, *, groups: int, limit: int | None
+) -> None:
+    needed: set[str] = {"train", *uses} - {"auto"}
+    if "auto" in uses:
+        needed |= {name for name, fraction in (("test", split.test), ("validation", split.validation)) if fraction > 0}
+    empty = [name for name in SPLITS if name in needed and not result[name]]
+    if not empty:
+        return
+    counts = ", ".join(f"{name} {len(result[name])}" for name in SPLITS)
+    asked = f"data.split.test {split.test:g}, data.split.validation {split.validation:g}"
+    fixes = ["Add questions"]
+    fixes += [f"raise data.limit (now {limit})"] if limit is not None else []
+    fixes += ["set data.split.test or data.split.validation to 0"] if "auto" in uses else []
+    fixes += ["change the 'use' of a source"] if set(uses) != {"auto"} else []
+    raise UserError(
+        f"the {' and the '.join(empty)} split would be empty",
+        why=f"There are {groups} questions (groups), which are never divided; {asked}. Pairs: {counts}.",
+        fix=f"{', or '.join(fixes)}.",
+        where="data.split",
+    )

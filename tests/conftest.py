@@ -1,0 +1,32 @@
+"""Fixtures that several folders of tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _offline_and_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps a developer's token, trackers and GPU out of the tests, and the tests off the network."""
+    for name in ("HF_TOKEN", "ACCESS_TOKEN", "WANDB_API_KEY", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory):
+    """Returns a function from an architecture's name to the folder of a tiny random model of it."""
+    from tests.tiny import save_tiny_model
+
+    folders: dict[str, Path] = {}
+
+    def folder_of(architecture: str) -> Path:
+        if architecture not in folders:
+            folders[architecture] = save_tiny_model(architecture, tmp_path_factory.mktemp(architecture))
+        return folders[architecture]
+
+    return folder_of
