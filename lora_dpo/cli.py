@@ -1,0 +1,160 @@
+"""The command `lora-dpo`: one function a verb, each a few lines over the library below."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from lora_dpo import __version__
+from lora_dpo.console import err, errors_end_the_program, out, set_up_logging
+from lora_dpo.credentials import load_token
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Align language models with LoRA + DPO: from preferences to a trained adapter and a report.",
+    epilog="Start with: [bold]lora-dpo quickstart[/bold]",
+)
+
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that replace the file's.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of this name.")]
+Processes = Annotated[int | None, typer.Option(min=1, help="Number of processes; one a GPU if not given.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the command, but do not run it.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        out.print(f"lora-dpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors, and more log lines.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    context.obj = debug
+
+
+@app.command(epilog="Example: lora-dpo quickstart train.epochs=2")
+def quickstart(context: typer.Context, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """Align a small real model on this machine, start to end, in a few minutes."""
+    from lora_dpo.recipe.loading import load_recipe
+    from lora_dpo.recipe.run_folder import RunFolder
+
+    recipe = load_recipe("quickstart", overrides or ())
+    run = RunFolder.of(recipe)
+    if run.is_complete and not overwrite and run.load_recipe() == recipe:
+        from lora_dpo.evaluation.report import print_report
+
+        err.print(f"{run.path} is finished; this is its report. To run it again: lora-dpo quickstart --overwrite\n")
+        print_report(json.loads(run.report_json.read_text(encoding="utf-8")), run)
+        return
+    overwrite = overwrite or (run.is_run and not run.is_complete and run.load_recipe() == recipe)
+    _train(context, "quickstart", overrides, overwrite, processes=1, dry_run=False)
+
+
+@app.command(
+    epilog="Examples: lora-dpo data quickstart   |   lora-dpo data quickstart data.path=pairs.jsonl --json"
+)
+def data(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print counts and hashes as JSON.")] = False,
+) -> None:
+    """Build pairs and splits, check them, and show one example as the model reads it."""
+    load_token()
+    from lora_dpo.recipe.loading import load_recipe
+
+    checked = load_recipe(recipe, overrides or ())
+    from lora_dpo.data.build import prepare
+    from lora_dpo.data.preview import print_preview
+    from lora_dpo.model.base import load_tokenizer
+
+    prepared = prepare(checked, load_tokenizer(checked.model))
+    if as_json:
+        out.print_json(json.dumps(prepared.summary()))
+    else:
+        print_preview(prepared)
+
+
+@app.command(
+    epilog="Examples: lora-dpo dpo quickstart train.learning_rate=1e-5   |   "
+    "lora-dpo dpo quickstart data.path=pairs.jsonl run.name=mine"
+)
+def dpo(
+    context: typer.Context,
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    processes: Processes = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train a recipe here, from its data to its report; prints the `accelerate launch` line that it runs."""
+    _train(context, recipe, overrides, overwrite, processes=processes, dry_run=dry_run)
+
+
+@app.command(epilog="Example: lora-dpo plot runs/quickstart")
+def plot(run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
+    """Draw a run's training pictures again from its metrics.jsonl."""
+    from lora_dpo.evaluation.plots import draw_training, read_metrics
+    from lora_dpo.recipe.run_folder import RunFolder
+
+    folder = RunFolder.open(run)
+    for file in draw_training(read_metrics(folder.metrics), folder.plots):
+        out.print(str(file), soft_wrap=True)
+
+
+@app.command(epilog="Example: lora-dpo schema > recipe.schema.json   (for `# yaml-language-server: $schema=...`)")
+def schema() -> None:
+    """Print the recipe's JSON schema, for completion and checks in editors."""
+    from lora_dpo.recipe.schema import Recipe
+
+    sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
+
+
+def _train(
+    context: typer.Context,
+    recipe: str,
+    overrides: list[str] | None,
+    overwrite: bool,
+    *,
+    processes: int | None,
+    dry_run: bool,
+) -> None:
+    import shlex
+
+    from lora_dpo.cluster.launch import plan_launch, run_launch
+    from lora_dpo.recipe.loading import load_recipe
+    from lora_dpo.recipe.run_folder import RunFolder
+
+    checked = load_recipe(recipe, overrides or ())
+    RunFolder.of(checked).check_free(overwrite=overwrite)
+    arguments = [recipe, *(overrides or ())]
+    arguments += [flag for flag, on in (("--overwrite", overwrite), ("--debug", context.obj)) if on]
+    launch = plan_launch(checked, arguments, processes=processes)
+    err.print(f"$ {shlex.join(launch.command)}", soft_wrap=True)
+    if not dry_run:
+        code = run_launch(launch)
+        if code:
+            raise typer.Exit(code)
+
+
+def main() -> None:
+    """Runs the command line; a mistake ends with a message and exit code 2."""
+    debug = "--debug" in sys.argv[1:]
+    set_up_logging(debug=debug)
+    with errors_end_the_program(debug=debug):
+        app()

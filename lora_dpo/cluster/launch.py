@@ -1,0 +1,111 @@
+"""From a recipe to the `accelerate launch` line that trains it, and to its exit code."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_dpo import resources
+from lora_dpo.cluster.hardware import cpu_count, gpu_count
+from lora_dpo.console import EXIT_CODE_FILE
+from lora_dpo.errors import UserError
+from lora_dpo.recipe.batch import plan_batches
+from lora_dpo.recipe.schema import Recipe
+
+_DEEPSPEED = {"zero2", "zero3"}
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a training is started: the strategy, the number of processes, the command."""
+
+    strategy: str
+    processes: int
+    command: list[str]
+
+
+def plan_launch(recipe: Recipe, arguments: Sequence[str], *, processes: int | None = None) -> Launch:
+    """Picks strategy and number of processes, and writes the command.
+
+    Args:
+        recipe: The recipe.
+        arguments: What `lora_dpo.dpo` is given: recipe path, overrides, flags.
+        processes: Number of processes; None is one a GPU.
+
+    Raises:
+        UserError: The strategy needs GPUs that are not there, or the global batch cannot be shared.
+    """
+    gpus = gpu_count()
+    strategy = recipe.train.strategy
+    if strategy == "auto":
+        strategy = _fitting_strategy(recipe, gpus if processes is None else min(gpus, processes))
+    elif strategy != "single" and gpus == 0:
+        raise UserError(
+            f"train.strategy {strategy} needs GPUs, and there is none on this machine.",
+            fix="Submit it to a node with GPUs, or train here on one process with train.strategy=single.",
+        )
+    count = processes or (1 if strategy == "single" else gpus)
+    if count > 1 and count > gpus:
+        raise UserError(
+            f"{count} processes need {count} GPUs; there are {gpus} on this machine.",
+            fix=f"Take --processes {max(gpus, 1)}, or leave it out.",
+        )
+    if count > 1 and strategy == "single":
+        raise UserError(
+            f"train.strategy single is one process, but --processes is {count}.",
+            fix="Leave --processes out, or train with train.strategy=auto.",
+        )
+    plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, count)
+    return Launch(strategy, count, _command(strategy, count, arguments))
+
+
+def _fitting_strategy(recipe: Recipe, gpus: int) -> str:
+    if gpus <= 1:
+        return "single"
+    return {"lora": "ddp", "qlora": "qlora", "full": "zero2"}[recipe.adapter.method]
+
+
+def _command(strategy: str, processes: int, arguments: Sequence[str]) -> list[str]:
+    folder = str(Path(sys.executable).parent)
+    accelerate = shutil.which("accelerate", path=folder) or "accelerate"
+    config = resources.folder("accelerate_configs") / f"{strategy}.yaml"
+    command = [_short(accelerate), "launch", "--quiet", "--config_file", _short(config)]
+    # Accelerate's default is one thread a process, which leaves the other cores idle.
+    command += ["--num_cpu_threads_per_process", str(max(1, cpu_count() // processes))]
+    if strategy != "single":
+        command += ["--num_processes", str(processes)]
+    if strategy in _DEEPSPEED:  # the file's own path is relative to the checkout
+        command += ["--deepspeed_config_file", _short(resources.folder("ds_configs") / f"{strategy}.json")]
+    return [*command, "-m", "lora_dpo.dpo", *arguments]
+
+
+def _short(path: str | Path) -> str:
+    """Returns the path as a user below the working directory would type it."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def run_launch(launch: Launch) -> int:
+    """Runs the command and returns the exit code of the training itself.
+
+    `accelerate launch` turns every failure into 1, so the training leaves its own code in a file.
+    """
+    with tempfile.TemporaryDirectory(prefix="lora-dpo-") as folder:
+        code_file = Path(folder) / "exit_code"
+        environment = {**os.environ, EXIT_CODE_FILE: str(code_file)}
+        process = subprocess.Popen(launch.command, env=environment)
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the training too, which ends in order
+        try:
+            code = process.wait()
+        finally:
+            signal.signal(signal.SIGINT, previous)
+        if code and code_file.is_file():
+            return int(code_file.read_text(encoding="ascii"))
+        return code

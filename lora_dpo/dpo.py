@@ -1,0 +1,36 @@
+"""What `accelerate launch -m lora_dpo.dpo RECIPE [section.key=value ...]` starts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from lora_dpo.console import errors_end_the_program, set_up_logging
+from lora_dpo.credentials import load_token
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains, evaluates and reports one recipe.
+
+    Args:
+        argv: The words after the module's name; None takes the process's own.
+    """
+    parser = argparse.ArgumentParser("accelerate launch ... -m lora_dpo.dpo", description="Align a model with DPO.")
+    parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run of this name")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    arguments = parser.parse_intermixed_args(argv)
+    set_up_logging(debug=arguments.debug)
+    with errors_end_the_program(debug=arguments.debug):
+        load_token()
+        from lora_dpo.recipe.loading import load_recipe
+
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        from lora_dpo.pipeline import align  # takes seconds to import, which a mistake in the recipe need not wait for
+
+        align(recipe, overwrite=arguments.overwrite)
+
+
+if __name__ == "__main__":
+    main()

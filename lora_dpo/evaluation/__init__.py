@@ -1,0 +1,1 @@
+"""Before and after: preferences, answers, report and pictures."""

@@ -1,0 +1,48 @@
+"""The model before and after training: one set of weights, the adapter off and on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """What is compared.
+
+    Args:
+        trained: The trained model, with its adapter if it has one.
+        base: The model before, where the whole model was trained; None where switching the adapter off gives it.
+    """
+
+    trained: PreTrainedModel | PeftModel
+    base: PreTrainedModel | None = None
+
+    @contextmanager
+    def before(self) -> Iterator[torch.nn.Module]:
+        """Yields the model as it was before any adapter."""
+        adapter_off = nullcontext() if self.base is not None else self.trained.disable_adapter()
+        with _evaluating(self.base or self.trained) as model, adapter_off:
+            yield model
+
+    @contextmanager
+    def after(self) -> Iterator[torch.nn.Module]:
+        """Yields the trained model."""
+        with _evaluating(self.trained) as model:
+            yield model
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        model.train(was_training)

@@ -1,0 +1,66 @@
+"""Summed log-probabilities of completions, in batches of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from rich.progress import track
+from torch.nn.utils.rnn import pad_sequence
+
+from lora_dpo.console import err, is_main_process
+
+_LOGIT_BYTES = 2**29
+"""Bound on the float32 logits held at once."""
+
+
+def score(
+    model: torch.nn.Module, sequences: Sequence[tuple[list[int], list[int]]], batch_size: int, label: str
+) -> torch.Tensor:
+    """Returns log p(completion | prompt), summed over the completion's tokens.
+
+    Args:
+        model: A causal language model.
+        sequences: Prompt and completion of each sequence, as token ids.
+        batch_size: Sequences a forward pass at most; fewer where the logits would get large.
+        label: What the progress bar says.
+
+    Returns:
+        Log-probabilities, shape `(len(sequences),)`, float64 on the CPU, in the given order.
+    """
+    order = sorted(range(len(sequences)), key=lambda index: -sum(map(len, sequences[index])))
+    batches = _batches(order, sequences, batch_size, model.config.get_text_config().vocab_size)
+    scores = torch.zeros(len(sequences), dtype=torch.float64)
+    shown = track(batches, label, console=err, transient=True, disable=not (err.is_terminal and is_main_process()))
+    for batch in shown:
+        scores[batch] = _score_batch(model, [sequences[index] for index in batch]).double().cpu()
+    return scores
+
+
+def _batches(
+    order: list[int], sequences: Sequence[tuple[list[int], list[int]]], batch_size: int, vocabulary: int
+) -> list[list[int]]:
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):  # longest first, so the first of a batch is its width
+        width = sum(map(len, sequences[order[start]]))
+        size = max(1, min(batch_size, _LOGIT_BYTES // (4 * width * vocabulary)))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def _score_batch(model: torch.nn.Module, batch: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+    device = model.device
+    ids = pad_sequence([torch.tensor(prompt + completion) for prompt, completion in batch], batch_first=True)
+    lengths = torch.tensor([len(prompt) + len(completion) for prompt, completion in batch])
+    starts = torch.tensor([len(prompt) for prompt, _ in batch])
+    positions = torch.arange(ids.size(1))
+    real = positions < lengths[:, None]
+    scored = real & (positions >= starts[:, None])
+    logits = model(input_ids=ids.to(device), attention_mask=real.long().to(device), use_cache=False).logits
+    # Token t is predicted at t - 1; only the completions' positions go through the float32 softmax.
+    rows, columns = scored[:, 1:].nonzero(as_tuple=True)
+    log_probs = logits[rows, columns].float().log_softmax(-1)
+    token_log_probs = log_probs.gather(-1, ids[rows, columns + 1].to(device)[:, None]).squeeze(-1)
+    return torch.zeros(len(batch), device=device).index_add_(0, rows.to(device), token_log_probs)

@@ -1,0 +1,111 @@
+"""The LoRA adapter: its configuration, its target layers, and going on from an existing one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers.pytorch_utils import Conv1D
+
+from lora_dpo.console import note
+from lora_dpo.errors import UserError, nearest
+from lora_dpo.hub_errors import explain_hub_error
+from lora_dpo.recipe.schema import AdapterSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def lora_config(adapter: AdapterSection, model: PreTrainedModel) -> LoraConfig:
+    """Returns PEFT's configuration of a fresh adapter.
+
+    Args:
+        adapter: The recipe's adapter section.
+        model: The base model, in which every target must exist.
+
+    Raises:
+        UserError: A target matches no layer, or is the output head.
+    """
+    layers = linear_layers(model)
+    if adapter.targets != "all-linear":
+        _check_targets(adapter.targets, layers, model)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.r,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.targets,
+        use_rslora=adapter.rslora,
+        use_dora=adapter.dora,
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
+    )
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
+    """Returns the layers that an adapter can be put on, by full name; the output head is none of them."""
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    }
+
+
+def continue_adapter(adapter: AdapterSection, model: PreTrainedModel) -> PeftModel:
+    """Loads an existing adapter onto the base model and makes it trainable.
+
+    Args:
+        adapter: The recipe's adapter section; `init_from` is an adapter folder, a run folder or a Hub id.
+        model: The base model.
+
+    Raises:
+        UserError: There is no adapter, or it does not fit the model.
+    """
+    name = str(adapter.init_from)
+    path = Path(name).expanduser()
+    folder = next((f for f in (path, path / "adapter") if (f / "adapter_config.json").is_file()), None)
+    if folder is None and path.exists():
+        raise UserError(
+            f"adapter.init_from {name} holds no adapter.",
+            why="There is no adapter_config.json in it, nor in a folder adapter/ below it.",
+            fix="Give the folder of a finished run, or of a PEFT adapter.",
+        )
+    try:
+        loaded = PeftModel.from_pretrained(model, str(folder or name), is_trainable=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        explained = None if folder else explain_hub_error(error, name)
+        raise explained or UserError(
+            f"The adapter {name} cannot be put on this model: {str(error).splitlines()[0]}",
+            fix="Use the base model that the adapter was trained on.",
+        ) from error
+    _say_what_is_kept(adapter, loaded.peft_config["default"])
+    return loaded
+
+
+def _say_what_is_kept(adapter: AdapterSection, kept: LoraConfig) -> None:
+    if (adapter.r, adapter.alpha) != (kept.r, kept.lora_alpha):
+        note(
+            f"The adapter is continued, so its own r {kept.r} and alpha {kept.lora_alpha:g} hold, "
+            f"not the recipe's r {adapter.r} and alpha {adapter.alpha:g}."
+        )
+
+
+def _check_targets(targets: list[str], layers: dict[str, torch.nn.Module], model: PreTrainedModel) -> None:
+    head = model.get_output_embeddings()
+    head_name = next((name for name, module in model.named_modules() if module is head), "lm_head")
+    known = sorted({name.rpartition(".")[2] for name in layers})
+    for target in targets:
+        if target.rpartition(".")[2] == head_name.rpartition(".")[2]:
+            raise UserError(
+                f"adapter.targets names '{target}', the output head.",
+                why="Log-probabilities are computed from the head's own weight; an adapter on it would not be trained.",
+                fix=f"Leave it out; all-linear means: {', '.join(known)}.",
+            )
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            match = nearest(target, known)
+            raise UserError(
+                f"adapter.targets names '{target}', which matches no linear layer of this model.",
+                fix=(f"Did you mean '{match}'? " if match else "") + f"There are: {', '.join(known)}.",
+            )

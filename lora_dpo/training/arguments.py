@@ -1,0 +1,182 @@
+"""From a recipe to TRL's `DPOConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import DPOConfig
+
+from lora_dpo.errors import UserError, did_you_mean
+from lora_dpo.model.precision import choose_dtype
+from lora_dpo.recipe.batch import BatchPlan
+from lora_dpo.recipe.schema import Recipe
+
+_HAVE_A_KEY = {
+    "beta": "dpo.beta",
+    "bf16": "model.dtype",
+    "data_seed": "run.seed",
+    "disable_dropout": "adapter.dropout",
+    "eval_steps": "train.eval_steps",
+    "eval_strategy": "train.evals_per_epoch",
+    "f_alpha_divergence_coef": "dpo.f_alpha",
+    "f_divergence_type": "dpo.f_divergence",
+    "fp16": "model.dtype",
+    "gradient_accumulation_steps": "train.global_batch_size",
+    "hub_token": "the environment or .env",
+    "learning_rate": "train.learning_rate",
+    "logging_strategy": "train.logging_steps",
+    "loss_type": "dpo.loss",
+    "lr_scheduler_type": "train.scheduler",
+    "num_train_epochs": "train.epochs",
+    "optim": "train.optimizer",
+    "output_dir": "run.name",
+    "per_device_eval_batch_size": "train.micro_batch_size",
+    "per_device_train_batch_size": "train.micro_batch_size",
+    "push_to_hub": "hub.repo",
+    "resume_from_checkpoint": "run.name",
+    "run_name": "run.name",
+    "save_steps": "train.save_steps",
+    "save_strategy": "train.save_steps",
+    "save_total_limit": "train.keep_checkpoints",
+    "truncation_mode": "data.over_length",
+    "warmup_ratio": "train.warmup",
+    "warmup_steps": "train.warmup",
+}
+"""Arguments of TRL that the recipe sets from a key of another name."""
+
+
+def check_extra_arguments(recipe: Recipe) -> None:
+    """Checks `train.trl` against the fields that `DPOConfig` really has.
+
+    Raises:
+        UserError: A name is unknown, or belongs to another key of the recipe.
+    """
+    known = {field.name for field in dataclasses.fields(DPOConfig) if field.init}
+    for name in recipe.train.trl:
+        own_key = _HAVE_A_KEY.get(name) or _key_of_same_name(name)
+        if own_key:
+            raise UserError(f"train.trl.{name} is set by the recipe.", fix=f"Use {own_key} instead.")
+        if name not in known:
+            raise UserError(
+                f"train.trl.{name} is no argument of TRL's DPOConfig.",
+                fix=did_you_mean(name, sorted(known - _HAVE_A_KEY.keys())),
+            )
+
+
+def _key_of_same_name(name: str) -> str | None:
+    sections = {"dpo": type(Recipe.model_fields["dpo"].get_default(call_default_factory=True)).model_fields}
+    sections["train"] = type(Recipe.model_fields["train"].get_default(call_default_factory=True)).model_fields
+    return next((f"{section}.{name}" for section, fields in sections.items() if name in fields and name != "trl"), None)
+
+
+def steps_per_epoch(n_pairs: int, plan: BatchPlan) -> int:
+    """Returns the optimizer steps of one pass over `n_pairs`; the last one may be smaller."""
+    micro_batches = math.ceil(n_pairs / (plan.micro_batch * plan.world_size))
+    return math.ceil(micro_batches / plan.accumulation)
+
+
+def training_arguments(recipe: Recipe, plan: BatchPlan, n_pairs: int, n_validation: int, output: Path) -> DPOConfig:
+    """Builds TRL's arguments; what the recipe's keys do not cover comes from `train.trl`.
+
+    Args:
+        recipe: The recipe.
+        plan: How the global batch is cut.
+        n_pairs: Training pairs.
+        n_validation: Validation pairs; without any there are no evaluations.
+        output: Folder for the checkpoints.
+
+    Raises:
+        UserError: `train.trl` names an unknown argument, or TRL refuses a combination.
+    """
+    check_extra_arguments(recipe)
+    per_epoch = steps_per_epoch(n_pairs, plan)
+    arguments = {
+        "output_dir": str(output),
+        "run_name": recipe.run.name,
+        "seed": recipe.run.seed,
+        "data_seed": recipe.run.seed,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
+        "logging_nan_inf_filter": False,  # a NaN is to be seen in the log, not averaged away
+        **_precision(recipe),
+        **_loss(recipe),
+        **_schedule(recipe, plan),
+        **_evaluations(recipe, per_epoch, n_validation),
+        **_checkpoints(recipe, per_epoch),
+    }
+    try:
+        config = DPOConfig(**{**arguments, **recipe.train.trl})
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"TRL refuses these arguments: {error}", fix="Correct train.trl or the key it names."
+        ) from error
+    # A single process that sees several GPUs would wrap the model in DataParallel, and multiply the batch by them.
+    config._n_gpu = min(config.n_gpu, 1)
+    return config
+
+
+def _precision(recipe: Recipe) -> dict[str, Any]:
+    dtype = choose_dtype(recipe.model.dtype)
+    return {"bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16}
+
+
+def _loss(recipe: Recipe) -> dict[str, Any]:
+    dpo = recipe.dpo
+    return {
+        "loss_type": list(dpo.loss),
+        "loss_weights": dpo.loss_weights,
+        "beta": dpo.beta,
+        "label_smoothing": dpo.label_smoothing,
+        "f_divergence_type": dpo.f_divergence,
+        "f_alpha_divergence_coef": dpo.f_alpha,
+        "ld_alpha": dpo.ld_alpha,
+        "use_weighting": dpo.use_weighting,
+        "discopop_tau": dpo.discopop_tau,
+        "max_length": None,  # pairs fit already; TRL would cut the end of the answer
+        "disable_dropout": False,  # `set_adapter_dropout` does it more exactly
+    }
+
+
+def _schedule(recipe: Recipe, plan: BatchPlan) -> dict[str, Any]:
+    train = recipe.train
+    return {
+        "per_device_train_batch_size": plan.micro_batch,
+        "per_device_eval_batch_size": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "learning_rate": train.learning_rate,
+        "num_train_epochs": train.epochs,
+        "max_steps": train.max_steps or -1,
+        "lr_scheduler_type": train.scheduler,
+        "warmup_steps": train.warmup,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "optim": train.optimizer,
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "logging_steps": train.logging_steps,
+        "report_to": train.report_to or "none",
+    }
+
+
+def _evaluations(recipe: Recipe, per_epoch: int, n_validation: int) -> dict[str, Any]:
+    train = recipe.train
+    if n_validation == 0 or (train.evals_per_epoch == 0 and train.eval_steps is None):
+        return {"eval_strategy": "no"}
+    steps = train.eval_steps or math.ceil(per_epoch / train.evals_per_epoch)
+    return {"eval_strategy": "steps", "eval_steps": steps}
+
+
+def _checkpoints(recipe: Recipe, per_epoch: int) -> dict[str, Any]:
+    train = recipe.train
+    if train.keep_checkpoints == 0:
+        return {"save_strategy": "no"}
+    return {
+        "save_strategy": "steps",
+        "save_steps": train.save_steps or per_epoch,
+        "save_total_limit": train.keep_checkpoints,
+    }

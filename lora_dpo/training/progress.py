@@ -1,0 +1,151 @@
+"""What a training shows and leaves behind: a progress bar or plain lines, and metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lora_dpo.console import err
+
+_SECONDS_BETWEEN_LINES = 10.0
+_NOT_METRICS = {"total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
+
+
+class TrainingLog(TrainerCallback):
+    """Writes every logged step to metrics.jsonl and shows how far the training is.
+
+    On a terminal it is one live bar; elsewhere (a batch job's log) a line every ten seconds.
+
+    Args:
+        metrics: The file to append to.
+        global_batch: Pairs an optimizer step, for the pairs a second.
+    """
+
+    def __init__(self, metrics: Path, global_batch: int) -> None:
+        self._file = metrics
+        self._global_batch = global_batch
+        self._clock = _Clock()
+        self._progress: Progress | None = None
+        self._line_due = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Opens the bar."""
+        self._clock.start(state.global_step)
+        if state.is_world_process_zero and err.is_terminal:
+            self._progress = Progress(
+                TextColumn("training"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=err,
+                expand=True,
+            )
+            self._task = self._progress.add_task("", total=state.max_steps, completed=state.global_step, numbers="")
+            self._progress.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Moves the bar."""
+        if self._progress:
+            self._progress.update(self._task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes one line to the file and refreshes what is shown."""
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        entry = self._entry(logs, state)
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self._show(entry, state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Closes the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Gives the terminal back; safe to call twice."""
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+
+    def _entry(self, logs: dict[str, Any], state: TrainerState) -> dict[str, Any]:
+        phase = "eval" if any(key.startswith("eval_") for key in logs) else "train"
+        entry: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), "phase": phase}
+        entry |= {
+            key.removeprefix("eval_"): value
+            for key, value in logs.items()
+            if key not in _NOT_METRICS and key != "epoch"
+        }
+        if phase == "train":
+            entry |= self._clock.rates(state.global_step, logs.get("num_tokens", 0.0), self._global_batch)
+        else:
+            self._clock.pause_ended()
+        return entry
+
+    def _show(self, entry: dict[str, Any], state: TrainerState) -> None:
+        if self._progress:
+            if entry["phase"] == "train":
+                self._progress.update(self._task, numbers=_numbers(entry))
+        elif entry["phase"] == "eval":
+            err.print(f"step {state.global_step}/{state.max_steps}  validation: {_numbers(entry)}")
+        elif time.monotonic() >= self._line_due or state.global_step == state.max_steps:
+            self._line_due = time.monotonic() + _SECONDS_BETWEEN_LINES
+            left = self._clock.seconds_left(state.global_step, state.max_steps)
+            err.print(f"step {state.global_step}/{state.max_steps}  {_numbers(entry)}  {_clock_text(left)} left")
+
+
+def _numbers(entry: dict[str, Any]) -> str:
+    numbers = (
+        f"loss {entry['loss']:.3f}  margin {entry['rewards/margins']:+.3f}  accuracy {entry['rewards/accuracies']:.2f}"
+    )
+    rate = entry.get("tokens_per_second")
+    return numbers if rate is None else f"{numbers}  {rate:,.0f} tok/s"
+
+
+def _clock_text(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+class _Clock:
+    """Measures rates over the time spent in training steps, evaluations left out."""
+
+    def start(self, step: int) -> None:
+        self._first_step = self._step = step
+        self._tokens = 0.0
+        self._since = self._begin = time.monotonic()
+
+    def rates(self, step: int, tokens: float, global_batch: int) -> dict[str, float]:
+        now = time.monotonic()
+        seconds, steps, new_tokens = max(now - self._since, 1e-9), step - self._step, tokens - self._tokens
+        self._since, self._step, self._tokens = now, step, tokens
+        return {
+            "tokens_per_second": round(new_tokens / seconds, 1),
+            "pairs_per_second": round(steps * global_batch / seconds, 3),
+        }
+
+    def pause_ended(self) -> None:
+        self._since = time.monotonic()
+
+    def seconds_left(self, step: int, max_steps: int) -> float:
+        done = step - self._first_step
+        return (time.monotonic() - self._begin) / done * (max_steps - step) if done else 0.0

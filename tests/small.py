@@ -1,0 +1,69 @@
+"""Small recipes, pairs and trainings, for the tests that run a real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lora_dpo.data.chat import TokenisedPair, TurnEncoder
+from lora_dpo.data.pair import Pair, group_of, user
+from lora_dpo.model.adapter import continue_adapter, lora_config
+from lora_dpo.model.base import load_model, load_tokenizer
+from lora_dpo.recipe.batch import plan_batches
+from lora_dpo.recipe.schema import Recipe
+from lora_dpo.training.arguments import training_arguments
+from lora_dpo.training.trainer import PreferenceTrainer
+
+_FACTS = (
+    ("Why is the sky blue?", "Air scatters blue light most.", "It mirrors the sea, and so it has the sea's colour."),
+    ("Do bats see?", "Yes, all bats can see, and some see very well.", "No."),
+    ("What do bulls hate?", "Movement.", "The colour red."),
+    ("Is glass a slow liquid?", "No, it is a solid.", "Yes, and old windows are thicker at the bottom."),
+)
+
+
+def preferences(count: int = 4) -> list[Pair]:
+    """Returns pairs of short answers of different lengths, one pair a question."""
+    pairs = []
+    for number in range(count):
+        question, chosen, rejected = _FACTS[number % len(_FACTS)]
+        turns = user(question if number < len(_FACTS) else f"{question} (asked again, {number})")
+        pairs.append(Pair(turns, chosen, rejected, group_of(turns), origin=f"small.py, pair {number}"))
+    return pairs
+
+
+def small_recipe(model: Path | str, folder: Path, **sections: dict[str, Any]) -> Recipe:
+    """Returns a recipe for one process and a few steps; `sections` replace or add keys."""
+    values: dict[str, dict[str, Any]] = {
+        "model": {"name": str(model)},
+        "adapter": {"r": 4, "alpha": 8},
+        "dpo": {"max_length": 256},
+        "train": {"strategy": "single", "global_batch_size": 4, "learning_rate": 1e-3, "max_steps": 2},
+        "evaluation": {"samples": 2, "max_new_tokens": 4},
+        "run": {"name": "small", "folder": str(folder)},
+    }
+    for section, keys in sections.items():
+        values[section] = {**values.get(section, {}), **keys}
+    return Recipe.model_validate(values)
+
+
+def tokenised(recipe: Recipe, count: int = 4) -> list[TokenisedPair]:
+    """Returns `preferences` as the recipe's model reads them."""
+    return list(TurnEncoder(load_tokenizer(recipe.model), recipe.model.template).encode(preferences(count)))
+
+
+def small_trainer(recipe: Recipe, *, count: int = 4, callbacks: tuple = (), validation: int = 0) -> PreferenceTrainer:
+    """Returns a trainer of the recipe on `preferences`, as the pipeline makes it."""
+    pairs = tokenised(recipe, count)
+    held_out = tokenised(recipe, validation) if validation else []
+    plan = plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, 1)
+    output = Path(recipe.run.folder) / recipe.run.name / "checkpoints"
+    arguments = training_arguments(recipe, plan, len(pairs), len(held_out), output)
+    model = load_model(recipe.model, four_bit=recipe.adapter.method == "qlora")
+    config = None
+    if recipe.adapter.init_from is not None:
+        model = continue_adapter(recipe.adapter, model)
+    elif recipe.adapter.method != "full":
+        config = lora_config(recipe.adapter, model)
+    tokenizer = load_tokenizer(recipe.model)
+    return PreferenceTrainer(recipe, model, arguments, pairs, held_out, tokenizer, config, callbacks=list(callbacks))

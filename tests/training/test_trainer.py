@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+from trl import DPOTrainer
+
+from lora_dpo.model.adapter import lora_config
+from lora_dpo.model.base import load_model, load_tokenizer
+from lora_dpo.recipe.batch import plan_batches
+from lora_dpo.training.arguments import training_arguments
+from lora_dpo.training.trainer import as_dataset
+from tests.small import preferences, small_recipe, small_trainer, tokenised
+
+
+def losses(trainer: DPOTrainer) -> list[float]:
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_training_lowers_the_loss(tiny_models, tmp_path: Path) -> None:
+    train = {"max_steps": 30, "learning_rate": 3e-2, "warmup": 0.0, "scheduler": "constant"}
+    trainer = small_trainer(small_recipe(tiny_models("gpt2"), tmp_path, train=train))
+    seen = losses(trainer)
+    assert seen[0] == pytest.approx(0.693147, abs=1e-5)
+    assert seen[-1] < 0.3
+    last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
+    assert last["rewards/margins"] > 1.0
+    assert last["rewards/accuracies"] == 1.0
+
+
+def test_only_the_adapter_is_trained(tiny_models, tmp_path: Path) -> None:
+    model = tiny_models("llama")
+    trainer = small_trainer(small_recipe(model, tmp_path, train={"max_steps": 3, "warmup": 0.0}))
+    trainable = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert trainable
+    assert all("lora_" in name for name in trainable)
+    trainer.train()
+    original = AutoModelForCausalLM.from_pretrained(model).state_dict()
+    base = {
+        name.replace(".base_layer", ""): value
+        for name, value in trainer.model.get_base_model().state_dict().items()
+        if "lora_" not in name
+    }
+    assert base.keys() == original.keys()
+    assert all(torch.equal(base[name], original[name]) for name in original)
+    moved = [value for name, value in trainer.model.named_parameters() if "lora_B" in name]
+    assert all(value.abs().max() > 0 for value in moved)
+
+
+# The tokenised prompts of these agree with TRL's own: one template writes the BOS, the other has none. TRL keeps the
+# newline after the end of turn of Gemma and Qwen, and forgets TinyLlama's BOS.
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
+def test_losses_are_those_of_an_unmodified_dpo_trainer(loss: str, tiny_models, tmp_path: Path) -> None:
+    recipe = small_recipe(
+        tiny_models("llama"),
+        tmp_path,
+        dpo={"loss": loss},
+        train={"max_steps": 8, "learning_rate": 1e-2, "warmup": 0.0, "micro_batch_size": 2},
+    )
+    ours = losses(small_trainer(recipe, count=8))
+
+    conversations = [
+        {
+            "prompt": list(pair.prompt),
+            "chosen": [{"role": "assistant", "content": pair.chosen}],
+            "rejected": [{"role": "assistant", "content": pair.rejected}],
+        }
+        for pair in preferences(8)
+    ]
+    plan = plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, 1)
+    model = load_model(recipe.model)
+    theirs = losses(
+        DPOTrainer(
+            model=model,
+            args=training_arguments(recipe, plan, 8, 0, tmp_path / "trl"),
+            train_dataset=Dataset.from_list(conversations),
+            processing_class=load_tokenizer(recipe.model),
+            peft_config=lora_config(recipe.adapter, model),
+        )
+    )
+    assert len(ours) == 8
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    assert abs(ours[-1] - ours[0]) > 1e-2, "nothing moved, so equality says little"
+
+
+def test_continued_adapter_is_its_own_reference(tiny_models, tmp_path: Path) -> None:
+    """The first loss is ln 2 although the adapter is far from the base model, and the reference stays behind."""
+    model = tiny_models("llama")
+    train = {"max_steps": 10, "learning_rate": 3e-2, "warmup": 0.0}
+    first = small_trainer(small_recipe(model, tmp_path, train=train))
+    assert losses(first)[-1] < 0.6
+    first.model.save_pretrained(tmp_path / "adapter", selected_adapters=["default"])
+
+    recipe = small_recipe(model, tmp_path, train=train, adapter={"init_from": str(tmp_path / "adapter")})
+    second = small_trainer(recipe)
+    reference = {n: p.clone() for n, p in second.model.named_parameters() if ".ref." in n}
+    assert losses(second)[0] == pytest.approx(0.693147, abs=1e-5)
+    after = dict(second.model.named_parameters())
+    assert reference
+    assert all(torch.equal(value, after[name]) for name, value in reference.items())
+    assert any(not torch.equal(value, after[name.replace(".ref.", ".default.")]) for name, value in reference.items())
+    assert all("lora_" in name and ".ref." not in name for name, p in after.items() if p.requires_grad)
+
+
+def test_precomputed_reference_of_a_continued_adapter_has_no_dropout(tiny_models, tmp_path: Path) -> None:
+    """TRL computes it inside its constructor, with the dropout that the adapter was saved with."""
+    model = tiny_models("llama")
+    first = small_trainer(small_recipe(model, tmp_path, adapter={"dropout": 0.5}, train={"learning_rate": 0.1}))
+    first.train()
+    first.model.save_pretrained(tmp_path / "adapter")
+    assert PeftModel.from_pretrained(load_model(small_recipe(model, tmp_path).model), tmp_path / "adapter").peft_config[
+        "default"
+    ].lora_dropout == pytest.approx(0.5)
+    recipe = small_recipe(
+        model,
+        tmp_path,
+        adapter={"init_from": str(tmp_path / "adapter")},
+        train={"trl": {"precompute_ref_log_probs": True}},
+    )
+    second = small_trainer(recipe)
+    expected = small_trainer(small_recipe(model, tmp_path, adapter={"init_from": str(tmp_path / "adapter")}))
+    batch = expected.data_collator([expected.train_dataset[n] for n in range(4)])
+    chosen, rejected = expected.compute_ref_log_probs(expected.model, batch)
+    assert second.train_dataset["ref_chosen_logps"] == pytest.approx(chosen.tolist(), abs=1e-4)
+    assert second.train_dataset["ref_rejected_logps"] == pytest.approx(rejected.tolist(), abs=1e-4)
+
+
+def test_full_method_trains_the_whole_model_against_a_copy(tiny_models, tmp_path: Path) -> None:
+    train = {"max_steps": 4, "learning_rate": 1e-3, "warmup": 0.0}
+    trainer = small_trainer(small_recipe(tiny_models("llama"), tmp_path, adapter={"method": "full"}, train=train))
+    assert trainer.ref_model is not None
+    seen = losses(trainer)
+    assert seen[0] == pytest.approx(0.693147, abs=1e-5)
+    assert seen[-1] < seen[0] - 1e-2
+    original = AutoModelForCausalLM.from_pretrained(tiny_models("llama")).state_dict()
+    reference = trainer.accelerator.unwrap_model(trainer.ref_model).state_dict()
+    assert all(torch.equal(reference[name], value) for name, value in original.items())
+
+
+def test_evaluation_runs_on_the_validation_pairs(tiny_models, tmp_path: Path) -> None:
+    recipe = small_recipe(tiny_models("llama"), tmp_path, train={"max_steps": 2, "eval_steps": 1})
+    trainer = small_trainer(recipe, validation=3)
+    trainer.train()
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert [entry["step"] for entry in evaluations] == [1, 2]
+
+
+def test_dataset_holds_the_three_columns(tiny_models, tmp_path: Path) -> None:
+    pairs = tokenised(small_recipe(tiny_models("llama"), tmp_path))
+    dataset = as_dataset(pairs)
+    assert dataset.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"]
+    assert dataset[2] == {
+        "prompt_ids": pairs[2].prompt_ids,
+        "chosen_ids": pairs[2].chosen_ids,
+        "rejected_ids": pairs[2].rejected_ids,
+    }
