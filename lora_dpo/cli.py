@@ -67,7 +67,8 @@ def quickstart(context: typer.Context, overrides: Overrides = None, overwrite: O
 
 
 @app.command(
-    epilog="Examples: lora-dpo data quickstart   |   lora-dpo data quickstart data.path=pairs.jsonl --json"
+    epilog="Examples: lora-dpo data recipes/gpt2_ultrafeedback.yaml   |   "
+    "lora-dpo data quickstart data.path=pairs.jsonl --json"
 )
 def data(
     recipe: RecipePath,
@@ -91,7 +92,7 @@ def data(
 
 
 @app.command(
-    epilog="Examples: lora-dpo dpo quickstart train.learning_rate=1e-5   |   "
+    epilog="Examples: lora-dpo dpo recipes/gemma2_9b_truthfulqa.yaml train.learning_rate=1e-5   |   "
     "lora-dpo dpo quickstart data.path=pairs.jsonl run.name=mine"
 )
 def dpo(

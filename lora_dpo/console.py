@@ -26,8 +26,12 @@ err = Console(stderr=True, highlight=False)
 EXIT_CODE_FILE = "LORA_DPO_EXIT_CODE_FILE"
 """Environment variable with a file for the exit code, since `accelerate launch` turns every failure into 1."""
 
-_CHATTY_LOGGERS = ("bitsandbytes",)
+_NOISE = {
+    "DeepSpeed": "Setting accelerator to CPU",  # at every import on a machine without a GPU
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",  # an optional faster kernel
+}
 _DISK_FULL_TEXTS = ("No space left on device", "os error 28", "Disk quota exceeded")
+_TORCH_SHORT_WRITE = ("unexpected pos", "PytorchStreamWriter failed writing")  # torch.save does not say why
 
 
 def is_main_process() -> bool:
@@ -50,9 +54,8 @@ def set_up_logging(*, debug: bool = False) -> None:
     if not debug:
         warnings.simplefilter("ignore", FutureWarning)  # libraries' deprecations are not the user's to mend
         warnings.simplefilter("ignore", DeprecationWarning)
-        for name in _CHATTY_LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        os.environ.setdefault("DS_LOG_LEVEL", "error")
+        for name, text in _NOISE.items():
+            logging.getLogger(name).addFilter(lambda record, text=text: text not in record.getMessage())
     if not err.is_terminal:  # a batch job's log has no use for bars that redraw themselves
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -88,10 +91,11 @@ def disk_full_error(error: BaseException) -> UserError | None:
     seen: BaseException | None = error
     while seen is not None:
         full = isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or any(text in str(seen) for text in _DISK_FULL_TEXTS):
-            name = getattr(seen, "filename", None)
+        short = any(text in str(seen) for text in _TORCH_SHORT_WRITE)
+        if full or short or any(text in str(seen) for text in _DISK_FULL_TEXTS):
+            name = getattr(seen, "filename", None) or str(seen).splitlines()[0]
             return UserError(
-                f"The disk is full: {name or str(seen).splitlines()[0]}",
+                "The disk is full: torch could not write a file to its end." if short else f"The disk is full: {name}",
                 why="What was complete before is still there; the file being written is not.",
                 fix="Free some space, or put the run elsewhere with run.folder=DIR.",
             )

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PrinterCallback
 from lora_dpo.console import err, is_main_process, note
 from lora_dpo.data.build import Prepared, prepare
 from lora_dpo.data.preview import counts_table
+from lora_dpo.errors import UserError
 from lora_dpo.evaluation.generation import compare_answers
 from lora_dpo.evaluation.plots import draw_training, read_metrics
 from lora_dpo.evaluation.policies import Policies
@@ -113,9 +114,20 @@ def _load_policy(ready: _Ready) -> tuple[PreTrainedModel, PeftConfig | None]:
     """Loads the model; the second value is the configuration of a fresh adapter, if there is to be one."""
     adapter = ready.recipe.adapter
     model = load_model(ready.recipe.model, four_bit=adapter.method == "qlora")
+    _check_positions(ready, model)
     if adapter.init_from is not None:
         return continue_adapter(adapter, model), None
     return model, None if adapter.method == "full" else lora_config(adapter, model)
+
+
+def _check_positions(ready: _Ready, model: PreTrainedModel) -> None:
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max((pair.length for pairs in ready.prepared.splits.values() for pair in pairs), default=0)
+    if positions is not None and longest > positions:
+        raise UserError(
+            f"A pair has {longest} tokens, but {ready.recipe.model.name} has only {positions} positions.",
+            fix=f"Set dpo.max_length to {positions} or less (now {ready.recipe.dpo.max_length}).",
+        )
 
 
 def _save(ready: _Ready, trainer: PreferenceTrainer) -> None:

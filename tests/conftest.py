@@ -20,8 +20,11 @@ def _offline_and_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory):
     """Returns a function from an architecture's name to the folder of a tiny random model of it."""
+    import torch
+
     from tests.tiny import save_tiny_model
 
+    torch.set_num_threads(1)  # several are slower on layers this small, five times so on a busy machine
     folders: dict[str, Path] = {}
 
     def folder_of(architecture: str) -> Path:

@@ -38,7 +38,13 @@ def small_recipe(model: Path | str, folder: Path, **sections: dict[str, Any]) ->
         "model": {"name": str(model)},
         "adapter": {"r": 4, "alpha": 8},
         "dpo": {"max_length": 256},
-        "train": {"strategy": "single", "global_batch_size": 4, "learning_rate": 1e-3, "max_steps": 2},
+        "train": {
+            "strategy": "single",
+            "global_batch_size": 4,
+            "learning_rate": 1e-3,
+            "max_steps": 2,
+            "keep_checkpoints": 0,
+        },
         "evaluation": {"samples": 2, "max_new_tokens": 4},
         "run": {"name": "small", "folder": str(folder)},
     }

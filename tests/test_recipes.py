@@ -98,7 +98,7 @@ def overrides_for(name: str, model: Path, folder: Path) -> list[str]:
         "dpo.max_length=256",
         f"run.folder={folder / 'runs'}",
     ]
-    return overrides + (["data.limit=24"] if name == "quickstart" else [])
+    return overrides + (["data.limit=120"] if name == "quickstart" else [])
 
 
 @pytest.fixture
@@ -155,7 +155,6 @@ def test_no_key_of_a_recipe_is_there_twice(path: Path) -> None:
     assert {key.value for key, _ in node.value} <= sections
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "architecture", "extra"), TRAINED, ids=lambda value: value if isinstance(value, str) else ""
 )

@@ -55,8 +55,9 @@ def compare_answers(
 def write_answers(
     model: torch.nn.Module, encoder: TurnEncoder, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int
 ) -> list[str]:
-    """Returns the greedy answers to prompts given as token ids."""
+    """Returns the greedy answers to prompts given as token ids; one ends at the latest where the positions do."""
     tokenizer = encoder.tokenizer
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     stops = {encoder.end_of_turn_id, tokenizer.eos_token_id} - {None}
     answers: list[str] = []
     for start in range(0, len(prompts), batch_size):
@@ -67,7 +68,7 @@ def write_answers(
         written = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens if positions is None else max(1, min(max_new_tokens, positions - width)),
             do_sample=False,
             temperature=None,
             top_p=None,

@@ -107,8 +107,10 @@ PANELS: dict[str, Callable[[Any, Entries], None]] = {
 
 
 def _draw_metric(axes: Axes, entries: Entries, key: str, title: str) -> None:
-    train = [(entry["step"], entry[key]) for entry in entries if entry["phase"] == "train" and key in entry]
-    held_out = [(entry["step"], entry[key]) for entry in entries if entry["phase"] == "eval" and key in entry]
+    train, held_out = (
+        [(entry["step"], entry[key]) for entry in entries if entry["phase"] == phase and entry.get(key) is not None]
+        for phase in ("train", "eval")
+    )
     if train:
         steps, values = zip(*train, strict=True)
         smooth = _smoothed(values) if key != "learning_rate" else values
@@ -121,6 +123,7 @@ def _draw_metric(axes: Axes, entries: Entries, key: str, title: str) -> None:
         axes.legend(loc="best")
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("optimizer step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _smoothed(values: tuple[float, ...], keep: float = 0.85) -> tuple[float, ...]:

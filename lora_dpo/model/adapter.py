@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, PeftModel
+from safetensors import SafetensorError
 from transformers.pytorch_utils import Conv1D
 
 from lora_dpo.console import note
 from lora_dpo.errors import UserError, nearest
-from lora_dpo.hub_errors import explain_hub_error
+from lora_dpo.hub_errors import explain_hub_error, offline_unless_reachable
 from lora_dpo.recipe.schema import AdapterSection
 
 if TYPE_CHECKING:
@@ -73,12 +75,13 @@ def continue_adapter(adapter: AdapterSection, model: PreTrainedModel) -> PeftMod
             fix="Give the folder of a finished run, or of a PEFT adapter.",
         )
     try:
-        loaded = PeftModel.from_pretrained(model, str(folder or name), is_trainable=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        with nullcontext() if folder else offline_unless_reachable():
+            loaded = PeftModel.from_pretrained(model, str(folder or name), is_trainable=True)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         explained = None if folder else explain_hub_error(error, name)
         raise explained or UserError(
             f"The adapter {name} cannot be put on this model: {str(error).splitlines()[0]}",
-            fix="Use the base model that the adapter was trained on.",
+            fix="Use the base model that the adapter was trained on, and a complete copy of the adapter.",
         ) from error
     _say_what_is_kept(adapter, loaded.peft_config["default"])
     return loaded

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,9 @@ from lora_dpo.model.precision import choose_attention, choose_dtype
 from lora_dpo.recipe.schema import ModelSection
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_PROBE = "Hello, world"
 
 
 def resolve(model: ModelSection) -> str:
@@ -38,12 +39,16 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
         UserError: The model has no tokenizer, or it cannot be read.
     """
     path = resolve(model)
-    try:
-        with _loading(model.name):
+    _load_config(path, model)
+    with _loading(model.name):
+        try:
             tokenizer = AutoTokenizer.from_pretrained(path, **_hub_options(model))
-    except (ValueError, TypeError) as error:  # what AutoTokenizer raises where the files are not there
-        raise _no_tokenizer(model.name, error) from error
-    if not tokenizer.get_vocab():
+        except (ValueError, TypeError, KeyError) as error:  # the files are not there, or damaged
+            if isinstance(error, OSError) or "trust_remote_code" in str(error):
+                raise
+            raise _no_tokenizer(model.name, error) from error
+    # Without its files Transformers makes a tokenizer that knows a few special tokens, and drops all text.
+    if set(tokenizer(_PROBE, add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
         raise _no_tokenizer(model.name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -69,14 +74,24 @@ def load_model(model: ModelSection, *, four_bit: bool = False) -> PreTrainedMode
     options: dict[str, Any] = {**_hub_options(model), "dtype": dtype}
     if four_bit:
         options |= _four_bit_options(dtype)
+    config = _load_config(path, model)
     with _loading(model.name):
-        config = AutoConfig.from_pretrained(path, **_hub_options(model))
         if (attention := choose_attention(model, config, dtype)) is not None:
             options["attn_implementation"] = attention
         loaded = AutoModelForCausalLM.from_pretrained(path, **options)
     if four_bit:
         _keep_differentiable(loaded)
     return loaded
+
+
+def _load_config(path: str, model: ModelSection) -> PretrainedConfig:
+    with _loading(model.name):
+        try:
+            return AutoConfig.from_pretrained(path, **_hub_options(model))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, OSError) or "trust_remote_code" in str(error):
+                raise
+            raise _unreadable(f"{model.name}'s config.json", error) from error
 
 
 def _hub_options(model: ModelSection) -> dict[str, Any]:
@@ -130,14 +145,12 @@ def _loading(name: str) -> Iterator[None]:
                     fix="If you trust it, set model.trust_remote_code=true.",
                 ) from error
             raise
-        raise (explained or _unreadable(name, error)) from error
+        raise (explained or _unreadable(f"The model {name}", error)) from error
 
 
-def _unreadable(name: str, error: BaseException) -> UserError:
+def _unreadable(what: str, error: BaseException) -> UserError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return UserError(
-        f"The model {name} cannot be read: {lines[0]}", fix="Download or save it again; a copy may be incomplete."
-    )
+    return UserError(f"{what} cannot be read: {lines[0]}", fix="Download or save it again; a copy may be incomplete.")
 
 
 def _no_tokenizer(name: str, error: BaseException | None = None) -> UserError:

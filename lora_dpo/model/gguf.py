@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
@@ -61,8 +62,10 @@ def _convert(file: Path, target: Path) -> None:
                 dtype=torch.float32,
             )
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        except (ValueError, KeyError, OSError, NotImplementedError) as error:
-            raise UserError(f"{file} cannot be read as a model: {error}") from error
+        except (ValueError, KeyError, IndexError, OSError, NotImplementedError, struct.error) as error:
+            raise UserError(
+                f"{file} cannot be read as a model: {error}", fix="Download it again; a copy may be incomplete."
+            ) from error
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         partial.replace(target)

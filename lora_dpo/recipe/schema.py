@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from lora_dpo.recipe.types import Duration, Words
+from lora_dpo.recipe.types import Duration, Words, one_is_a_list
 
 Loss = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -75,7 +75,7 @@ class AdapterSection(Section):
         None, description="Continue this adapter (folder, run folder or Hub id); it is the reference as well."
     )
 
-    @field_validator("targets", mode="before")
+    @field_validator("targets", mode="before", json_schema_input_type=str | list[str])
     @classmethod
     def _one_target_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) and value != "all-linear" else value
@@ -173,9 +173,9 @@ class DataSection(Section):
 class DPOSection(Section):
     """The loss. Names and defaults are TRL's; docs/methods.md has the formulas."""
 
-    loss: Annotated[list[Loss], Field(min_length=1)] = Field(
-        default_factory=lambda: ["sigmoid"], description="One loss, or several that are added."
-    )
+    loss: Annotated[
+        list[Loss], Field(min_length=1), BeforeValidator(one_is_a_list, json_schema_input_type=Loss | list[Loss])
+    ] = Field(default_factory=lambda: ["sigmoid"], description="One loss, or several that are added.")
     loss_weights: list[float] | None = Field(None, description="Weight of each loss; null is 1 for each.")
     beta: PositiveFloat = Field(0.1, description="How strongly the policy is held to the reference (tau for ipo).")
     max_length: PositiveInt = Field(1024, description="Longest prompt + answer, in tokens.")
@@ -191,11 +191,6 @@ class DPOSection(Section):
     )
     use_weighting: bool = Field(False, description="Weight pairs by the policy's own probability (WPO).")
     discopop_tau: PositiveFloat = Field(0.05, description="Temperature of the discopop loss.")
-
-    @field_validator("loss", mode="before")
-    @classmethod
-    def _one_loss_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _losses_fit_together(self) -> DPOSection:

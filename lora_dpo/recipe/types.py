@@ -78,7 +78,8 @@ def format_duration(duration: timedelta) -> str:
     return f"{days}-{clock}" if days else clock
 
 
-def _one_is_a_list(value: Any) -> Any:
+def one_is_a_list(value: Any) -> Any:
+    """Returns a list of one where a single word stands for it."""
     return [value] if isinstance(value, str) else value
 
 
@@ -90,5 +91,5 @@ Duration = Annotated[
 ]
 """A wall time, written as in Slurm or with units."""
 
-Words = Annotated[list[str], BeforeValidator(_one_is_a_list)]
+Words = Annotated[list[str], BeforeValidator(one_is_a_list, json_schema_input_type=str | list[str])]
 """A list of words, of which a single one may stand without brackets."""

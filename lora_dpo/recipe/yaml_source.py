@@ -82,7 +82,7 @@ def parse_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         value = {}
     if not isinstance(value, dict):
         raise UserError(
-            f"{path} holds a {type(value).__name__}, not a mapping.",
+            f"{path} holds {'a list' if isinstance(value, list) else 'a single value'}, not sections with keys.",
             fix="A recipe starts with sections such as 'model:' and 'run:'.",
         )
     return value, lines
@@ -103,8 +103,7 @@ def _parse(text: str, place: _Place) -> tuple[Any, dict[KeyPath, int]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = place(mark.line + 1 if mark else None)
-        fix = "A value that begins with a special character stands in quotes."
-        raise UserError(f"not valid YAML: {_problem(error)}.", fix=fix, where=where) from None
+        raise UserError(f"not valid YAML: {_problem(error)}.", fix=_fix(error), where=where) from None
     except ValueError as error:  # a tag such as !!int on what is none
         raise UserError(f"not valid YAML: {error}.", where=place(None)) from None
     except RecursionError:
@@ -131,6 +130,12 @@ def _collect_lines(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], pl
                 )
             lines[key_path] = line
             _collect_lines(value_node, key_path, lines, place)
+
+
+def _fix(error: yaml.YAMLError) -> str:
+    if not isinstance(error, yaml.scanner.ScannerError):
+        return ""
+    return "Indent with spaces, not tabs." if "\\t" in _problem(error) else "Put a value with special signs in quotes."
 
 
 def _problem(error: yaml.YAMLError) -> str:

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 from trl import DPOConfig
 
 from lora_dpo.errors import UserError, did_you_mean
@@ -42,6 +46,7 @@ _HAVE_A_KEY = {
     "save_steps": "train.save_steps",
     "save_strategy": "train.save_steps",
     "save_total_limit": "train.keep_checkpoints",
+    "seed": "run.seed",
     "truncation_mode": "data.over_length",
     "warmup_ratio": "train.warmup",
     "warmup_steps": "train.warmup",
@@ -93,6 +98,7 @@ def training_arguments(recipe: Recipe, plan: BatchPlan, n_pairs: int, n_validati
         UserError: `train.trl` names an unknown argument, or TRL refuses a combination.
     """
     check_extra_arguments(recipe)
+    _check_trackers(recipe.train.report_to)
     per_epoch = steps_per_epoch(n_pairs, plan)
     arguments = {
         "output_dir": str(output),
@@ -121,6 +127,14 @@ def training_arguments(recipe: Recipe, plan: BatchPlan, n_pairs: int, n_validati
     return config
 
 
+def _check_trackers(names: list[str]) -> None:
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise UserError(f"train.report_to names '{name}'.", fix=did_you_mean(name, sorted(INTEGRATION_TO_CALLBACK)))
+        if name not in get_available_reporting_integrations():
+            raise UserError(f"train.report_to {name} needs a package of that name.", fix=f"Run: pip install {name}")
+
+
 def _precision(recipe: Recipe) -> dict[str, Any]:
     dtype = choose_dtype(recipe.model.dtype)
     return {"bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16}
@@ -139,7 +153,7 @@ def _loss(recipe: Recipe) -> dict[str, Any]:
         "use_weighting": dpo.use_weighting,
         "discopop_tau": dpo.discopop_tau,
         "max_length": None,  # pairs fit already; TRL would cut the end of the answer
-        "disable_dropout": False,  # `set_adapter_dropout` does it more exactly
+        "disable_dropout": True,  # also while TRL precomputes the reference; `set_adapter_dropout` sets the adapter's
     }
 
 

@@ -11,8 +11,8 @@ _TRAINED = "default"
 def set_adapter_dropout(model: torch.nn.Module, probability: float) -> None:
     """Sets the dropout of the trained adapter and silences every other one.
 
-    TRL's `disable_dropout` silences the adapter's too; switched off, it leaves the base model's on, so that the
-    reference log-probs become random.
+    TRL's `disable_dropout` silences the adapter's too, and not the numbers that attention layers hand to a fused
+    kernel.
 
     Args:
         model: The model, with or without an adapter.

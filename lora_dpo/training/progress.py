@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ class TrainingLog(TrainerCallback):
             self._progress.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Moves the bar."""
+        """Moves the bar, and remembers when the step ended: an evaluation starts from there."""
+        self._clock.step_ended()
         if self._progress:
             self._progress.update(self._task, completed=state.global_step)
 
@@ -71,7 +73,7 @@ class TrainingLog(TrainerCallback):
             return
         entry = self._entry(logs, state)
         with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps({key: _finite(value) for key, value in entry.items()}) + "\n")
         self._show(entry, state)
 
     def on_train_end(
@@ -112,6 +114,11 @@ class TrainingLog(TrainerCallback):
             err.print(f"step {state.global_step}/{state.max_steps}  {_numbers(entry)}  {_clock_text(left)} left")
 
 
+def _finite(value: Any) -> Any:
+    """Returns the value, or None for NaN and infinities, which JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _numbers(entry: dict[str, Any]) -> str:
     numbers = (
         f"loss {entry['loss']:.3f}  margin {entry['rewards/margins']:+.3f}  accuracy {entry['rewards/accuracies']:.2f}"
@@ -132,7 +139,7 @@ class _Clock:
     def start(self, step: int) -> None:
         self._first_step = self._step = step
         self._tokens = 0.0
-        self._since = self._begin = time.monotonic()
+        self._since = self._begin = self._step_end = time.monotonic()
 
     def rates(self, step: int, tokens: float, global_batch: int) -> dict[str, float]:
         now = time.monotonic()
@@ -143,8 +150,12 @@ class _Clock:
             "pairs_per_second": round(steps * global_batch / seconds, 3),
         }
 
+    def step_ended(self) -> None:
+        self._step_end = time.monotonic()
+
     def pause_ended(self) -> None:
-        self._since = time.monotonic()
+        now = time.monotonic()
+        self._since += now - max(self._step_end, self._since)  # steps not yet logged keep their time
 
     def seconds_left(self, step: int, max_steps: int) -> float:
         done = step - self._first_step

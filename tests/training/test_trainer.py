@@ -27,9 +27,9 @@ def test_training_lowers_the_loss(tiny_models, tmp_path: Path) -> None:
     trainer = small_trainer(small_recipe(tiny_models("gpt2"), tmp_path, train=train))
     seen = losses(trainer)
     assert seen[0] == pytest.approx(0.693147, abs=1e-5)
-    assert seen[-1] < 0.3
+    assert seen[-1] < 0.5
     last = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
-    assert last["rewards/margins"] > 1.0
+    assert last["rewards/margins"] > 0.5
     assert last["rewards/accuracies"] == 1.0
 
 

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lora_dpo.cluster.launch import Launch, plan_launch, run_launch
+from lora_dpo.errors import UserError
+from lora_dpo.recipe.schema import Recipe
+from tests.process import ROOT
+
+
+def recipe(strategy: str = "auto", method: str = "lora", batch: int = 16, micro: int | None = None) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "model": {"name": "m"},
+            "run": {"name": "r"},
+            "adapter": {"method": method},
+            "train": {"strategy": strategy, "global_batch_size": batch, "micro_batch_size": micro},
+        }
+    )
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch):
+    """Returns a function that makes a number of GPUs visible; the working directory is the checkout."""
+    monkeypatch.chdir(ROOT)
+
+    def show(count: int) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
+
+    return show
+
+
+ARGUMENTS = ["mine.yaml", "train.epochs=2"]
+LAUNCH = "accelerate launch --quiet --config_file accelerate_configs"
+THREADS = "--num_cpu_threads_per_process 1"
+TRAINING = "-m lora_dpo.dpo mine.yaml train.epochs=2"
+GOLDEN = {
+    ("auto", "lora", 0): ("single", 1, f"{LAUNCH}/single.yaml {THREADS} {TRAINING}"),
+    ("auto", "lora", 1): ("single", 1, f"{LAUNCH}/single.yaml {THREADS} {TRAINING}"),
+    ("auto", "lora", 4): ("ddp", 4, f"{LAUNCH}/ddp.yaml {THREADS} --num_processes 4 {TRAINING}"),
+    ("auto", "qlora", 1): ("single", 1, f"{LAUNCH}/single.yaml {THREADS} {TRAINING}"),
+    ("auto", "qlora", 2): ("qlora", 2, f"{LAUNCH}/qlora.yaml {THREADS} --num_processes 2 {TRAINING}"),
+    ("single", "lora", 4): ("single", 1, f"{LAUNCH}/single.yaml {THREADS} {TRAINING}"),
+    ("ddp", "lora", 1): ("ddp", 1, f"{LAUNCH}/ddp.yaml {THREADS} --num_processes 1 {TRAINING}"),
+    ("ddp", "lora", 2): ("ddp", 2, f"{LAUNCH}/ddp.yaml {THREADS} --num_processes 2 {TRAINING}"),
+    ("qlora", "qlora", 4): ("qlora", 4, f"{LAUNCH}/qlora.yaml {THREADS} --num_processes 4 {TRAINING}"),
+    ("auto", "full", 4): (
+        "zero2",
+        4,
+        f"{LAUNCH}/zero2.yaml {THREADS} --num_processes 4 --deepspeed_config_file ds_configs/zero2.json {TRAINING}",
+    ),
+    ("zero2", "lora", 2): (
+        "zero2",
+        2,
+        f"{LAUNCH}/zero2.yaml {THREADS} --num_processes 2 --deepspeed_config_file ds_configs/zero2.json {TRAINING}",
+    ),
+    ("zero3", "lora", 8): (
+        "zero3",
+        8,
+        f"{LAUNCH}/zero3.yaml {THREADS} --num_processes 8 --deepspeed_config_file ds_configs/zero3.json {TRAINING}",
+    ),
+}
+"""Strategy, method and GPUs; what is launched. A change here changes what every user's `lora-dpo dpo` runs."""
+
+
+@pytest.fixture
+def one_core():
+    """Takes all but one core away from this process."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=str)
+def test_the_command_line(gpus, one_core, case: tuple[str, str, int]) -> None:
+    strategy, method, count = case
+    gpus(count)
+    launch = plan_launch(recipe(strategy, method), ARGUMENTS)
+    accelerate, *rest = launch.command
+    assert Path(accelerate).resolve() == Path(sys.executable).parent.resolve() / "accelerate"
+    assert (launch.strategy, launch.processes, " ".join(["accelerate", *rest])) == GOLDEN[case]
+
+
+@pytest.mark.parametrize("count", [1, 2, 512])
+def test_the_cores_are_shared_by_the_processes(gpus, count: int) -> None:
+    gpus(count)
+    command = plan_launch(recipe(batch=512), ARGUMENTS).command
+    threads = command[command.index("--num_cpu_threads_per_process") + 1]
+    assert int(threads) == max(1, len(os.sched_getaffinity(0)) // count)
+
+
+def test_every_file_that_a_command_names_is_there_from_wherever_it_is_run(gpus, tmp_path, monkeypatch) -> None:
+    gpus(4)
+    monkeypatch.chdir(tmp_path)
+    for strategy in ("single", "ddp", "zero2", "zero3"):
+        command = plan_launch(recipe(strategy), ARGUMENTS).command
+        files = [word for word in command if word.endswith((".yaml", ".json")) and word != "mine.yaml"]
+        assert len(files) == (2 if strategy.startswith("zero") else 1)
+        for file in files:
+            assert Path(file).is_absolute()
+            assert Path(file).is_file()
+
+
+def test_fewer_processes_than_gpus(gpus) -> None:
+    gpus(8)
+    launch = plan_launch(recipe("auto"), ARGUMENTS, processes=2)
+    assert (launch.strategy, launch.processes) == ("ddp", 2)
+    assert plan_launch(recipe("auto"), ARGUMENTS, processes=1).strategy == "single"
+    assert plan_launch(recipe("zero3"), ARGUMENTS, processes=4).processes == 4
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+def test_a_strategy_for_gpus_needs_gpus(gpus, strategy: str) -> None:
+    gpus(0)
+    with pytest.raises(UserError, match=f"train.strategy {strategy} needs GPUs, and there is none") as caught:
+        plan_launch(recipe(strategy), ARGUMENTS)
+    assert "train.strategy=single" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("strategy", "count", "processes", "message"),
+    [
+        ("ddp", 2, 4, "4 processes need 4 GPUs; there are 2 on this machine.\nTake --processes 2, or leave it out."),
+        ("auto", 2, 4, "4 processes need 4 GPUs; there are 2 on this machine."),
+        ("auto", 0, 4, "4 processes need 4 GPUs; there are 0 on this machine.\nTake --processes 1, or leave it out."),
+        ("single", 4, 2, "train.strategy single is one process, but --processes is 2.\nLeave --processes out"),
+    ],
+)
+def test_more_processes_than_there_can_be_are_refused(
+    gpus, strategy: str, count: int, processes: int, message: str
+) -> None:
+    gpus(count)
+    with pytest.raises(UserError) as caught:
+        plan_launch(recipe(strategy), ARGUMENTS, processes=processes)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_before_anything_starts(gpus) -> None:
+    gpus(3)
+    with pytest.raises(UserError, match="global_batch_size 16 cannot be shared equally by 3 processes"):
+        plan_launch(recipe("ddp"), ARGUMENTS)
+    gpus(1)
+    with pytest.raises(UserError, match="micro_batch_size 3 x 1 process does not divide"):
+        plan_launch(recipe(micro=3), ARGUMENTS)
+
+
+@pytest.fixture
+def from_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.mark.slow
+def test_the_exit_code_is_the_training_s_own(from_checkout, tmp_path, monkeypatch, capfd) -> None:
+    """`accelerate launch` itself ends with 1 whatever happened."""
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text("model: {name: m}\nrun: {name: r}\ntrain: {epoch: 2}\n", encoding="utf-8")
+    launch = plan_launch(recipe("single"), ["bad.yaml"])
+    assert subprocess.run(launch.command, capture_output=True, check=False).returncode == 1
+    assert run_launch(launch) == 2
+    errors = capfd.readouterr().err
+    assert "Error: bad.yaml:3: unknown key 'train.epoch'. Did you mean 'train.epochs'?" in errors
+    assert "Traceback" not in errors
+    assert [file.name for file in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+@pytest.mark.parametrize("code", [0, 1, 7])
+def test_a_code_that_is_in_no_file_is_the_process_s_own(code: int) -> None:
+    assert run_launch(Launch("single", 1, [sys.executable, "-c", f"raise SystemExit({code})"])) == code
+
+
+def test_ctrl_c_is_left_to_the_training_and_the_handler_comes_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    child = "import os, signal; os.kill(os.getppid(), signal.SIGINT); raise SystemExit(5)"
+    started = time.monotonic()
+    assert run_launch(Launch("single", 1, [sys.executable, "-c", child])) == 5
+    assert time.monotonic() - started < 30
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "LORA_DPO_EXIT_CODE_FILE" not in os.environ

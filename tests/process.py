@@ -1,0 +1,32 @@
+"""Starting this project's commands as a user does: as processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_python(
+    *arguments: str | Path, cwd: Path, timeout: float = 120, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python with this checkout on its path, and returns its exit code and output.
+
+    Args:
+        arguments: Words after `python`.
+        cwd: Working directory.
+        timeout: Seconds after which the test fails.
+        environment: Variables that are set besides the test's own.
+    """
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "TERM": "dumb", **environment}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def lora_dpo(*arguments: str | Path, cwd: Path, **options) -> subprocess.CompletedProcess[str]:
+    """Runs the command `lora-dpo`."""
+    return run_python("-m", "lora_dpo", *arguments, cwd=cwd, **options)

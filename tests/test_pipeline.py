@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_dpo.errors import UserError
+from lora_dpo.pipeline import align
+from tests.small import small_recipe
+
+
+def data_file(folder: Path, words: int = 1) -> str:
+    rows = [{"prompt": f"What is {n}?", "chosen": "one " * words, "rejected": "Two."} for n in range(10)]
+    file = folder / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
+
+
+def test_pair_longer_than_the_model_s_positions_stops_before_anything_is_written(tiny_models, tmp_path: Path) -> None:
+    recipe = small_recipe(
+        tiny_models("gpt2"), tmp_path / "runs", data={"path": data_file(tmp_path, 600)}, dpo={"max_length": 4096}
+    )
+    with pytest.raises(UserError, match=r"has only 512 positions\.\nSet dpo\.max_length to 512 or less \(now 4096\)"):
+        align(recipe)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_finished_run_is_not_overwritten_unless_asked(tiny_models, tmp_path: Path) -> None:
+    train = {"max_steps": 1}
+    recipe = small_recipe(tiny_models("gpt2"), tmp_path, data={"path": data_file(tmp_path)}, train=train)
+    folder = align(recipe)
+    before = (folder / "report.json").read_bytes()
+    before_metrics = (folder / "metrics.jsonl").read_text().splitlines()
+    with pytest.raises(UserError, match="--overwrite"):
+        align(recipe)
+    assert (folder / "report.json").read_bytes() == before
+    (folder / "plots" / "stale.png").write_text("x")
+    assert align(recipe, overwrite=True) == folder
+    assert not (folder / "plots" / "stale.png").exists()
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == len(before_metrics)
+
+
+def test_whole_model_is_saved_where_it_was_trained(tiny_models, tmp_path: Path) -> None:
+    recipe = small_recipe(tiny_models("gpt2"), tmp_path, data={"path": data_file(tmp_path)}, adapter={"method": "full"})
+    folder = align(recipe)
+    assert (folder / "model" / "model.safetensors").is_file()
+    assert not (folder / "adapter").exists()
+    preference = json.loads((folder / "report.json").read_text())["preference"]
+    assert preference["before"]["margin"] != preference["after"]["margin"]
