@@ -48,7 +48,7 @@ def _options(
     context.obj = debug
 
 
-@app.command(epilog="Example: lora-dpo quickstart train.epochs=2")
+@app.command(epilog="Example: lora-dpo quickstart train.max_steps=100 run.name=longer")
 def quickstart(context: typer.Context, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """Align a small real model on this machine, start to end, in a few minutes."""
     from lora_dpo.recipe.loading import load_recipe
@@ -158,4 +158,5 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     set_up_logging(debug=debug)
     with errors_end_the_program(debug=debug):
-        app()
+        # --debug may stand after the verb as well.
+        app(["--debug"] * debug + [word for word in sys.argv[1:] if word != "--debug"])

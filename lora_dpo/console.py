@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -82,7 +82,8 @@ def errors_end_the_program(*, debug: bool = False) -> Iterator[None]:
             raise
         if debug:
             err.print_exception()
-        err.print(Text.assemble(("Error: ", "bold red"), str(mistake)), soft_wrap=True)
+        rank = "" if is_main_process() else f"[rank {os.environ['RANK']}] "
+        err.print(Text.assemble((f"{rank}Error: ", "bold red"), str(mistake)), soft_wrap=True)
         _exit(UserError.exit_code)
 
 
@@ -105,5 +106,6 @@ def disk_full_error(error: BaseException) -> UserError | None:
 
 def _exit(code: int) -> None:
     if file := os.environ.get(EXIT_CODE_FILE):
-        Path(file).write_text(str(code), encoding="ascii")
+        with suppress(OSError):  # the disk may be full; the launcher then reports its own code
+            Path(file).write_text(str(code), encoding="ascii")
     sys.exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,22 +19,29 @@ _PROBE_SECONDS = 5.0
 def offline_unless_reachable() -> Iterator[None]:
     """Goes straight to the local cache if the Hub does not answer.
 
-    The Hub's client would retry for half a minute a file, for files in the cache as well.
+    The Hub's client would retry for half a minute a file, for files in the cache as well, and some of its calls have
+    no timeout at all.
     """
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE or _answers(constants.ENDPOINT):
+    # `datasets` copies the switch when it is imported.
+    switches = [constants, *filter(None, [sys.modules.get("datasets.config")])]
+    before = [switch.HF_HUB_OFFLINE for switch in switches]
+    if any(before) or _answers(constants.ENDPOINT):
         yield
         return
-    constants.HF_HUB_OFFLINE = True
+    for switch in switches:
+        switch.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = False
+        for switch, value in zip(switches, before, strict=True):
+            switch.HF_HUB_OFFLINE = value
 
 
 @cache
 def _answers(endpoint: str) -> bool:
+    """Returns whether a server answers at all; proxies are used as the environment says."""
     request = urllib.request.Request(endpoint, method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=_PROBE_SECONDS):
@@ -69,6 +77,8 @@ def explain_hub_error(error: BaseException, name: str) -> UserError | None:
                 f"There is no model {name} on the Hub, or it is private.",
                 fix="Correct the name; for a private one put your token into .env as ACCESS_TOKEN.",
             )
+        if isinstance(seen, errors.HfHubHTTPError) and not isinstance(seen, errors.EntryNotFoundError):
+            return UserError(f"The Hub refused the model {name}: {str(seen).splitlines()[0]}", fix="Try again later.")
         offline = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, HTTPError, ConnectionError)
         if isinstance(seen, offline):
             return UserError(

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel, PrinterCallback
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import DPOConfig
 
 from lora_dpo.console import err, is_main_process, note
 from lora_dpo.data.build import Prepared, prepare
@@ -26,7 +36,7 @@ from lora_dpo.model.base import load_model, load_tokenizer
 from lora_dpo.recipe.batch import BatchPlan, plan_batches
 from lora_dpo.recipe.loading import to_yaml
 from lora_dpo.recipe.run_folder import RunFolder, partial_path, write_json
-from lora_dpo.recipe.schema import Recipe
+from lora_dpo.recipe.schema import ModelSection, Recipe
 from lora_dpo.training.arguments import training_arguments
 from lora_dpo.training.progress import TrainingLog
 from lora_dpo.training.provenance import provenance
@@ -76,12 +86,22 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
         recipe, plan, len(prepared.splits["train"]), len(prepared.splits["validation"]), run.checkpoints
     )
     model, peft_config = _load_policy(ready)
+    lock = run.create(recipe, overwrite=overwrite) if is_main_process() else nullcontext()
+    with lock, _old_results_kept_until_a_step(run):
+        return _train_and_report(ready, arguments, model, peft_config)
+
+
+def _train_and_report(
+    ready: _Ready, arguments: DPOConfig, model: PreTrainedModel, peft_config: PeftConfig | None
+) -> Path:
+    recipe, run, plan, prepared = ready.recipe, ready.run, ready.plan, ready.prepared
     if is_main_process():
-        run.create(recipe, overwrite=overwrite)
         prepared.write(run.data)
         write_json(run.provenance, provenance(recipe, plan, prepared.summary(), model))
     PartialState().wait_for_everyone()
 
+    # A trained adapter's reference is the model without it; a trained model's is a second copy, loaded the same way.
+    reference = load_model(_as_trained(recipe)) if recipe.adapter.method == "full" else None
     log = TrainingLog(run.metrics, plan.global_batch)
     trainer = PreferenceTrainer(
         recipe,
@@ -89,9 +109,10 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
         arguments,
         prepared.splits["train"],
         prepared.splits["validation"],
-        tokenizer,
+        ready.tokenizer,
         peft_config,
-        callbacks=[log],
+        callbacks=[log, _AfterFirstStep(run.discard_replaced)],
+        reference=reference,
     )
     trainer.remove_callback(PrinterCallback)
     began = time.monotonic()
@@ -110,14 +131,49 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
     return run.path
 
 
+@contextmanager
+def _old_results_kept_until_a_step(run: RunFolder) -> Iterator[None]:
+    """Puts a replaced run's results back if the new one fails before its first step."""
+    try:
+        yield
+    except BaseException:
+        if is_main_process():
+            run.restore_replaced()
+        raise
+
+
+class _AfterFirstStep(TrainerCallback):
+    """Calls a function once, when rank 0 has made the first optimizer step."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action: Callable[[], None] | None = action
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Does it."""
+        if self._action is not None and state.is_world_process_zero:
+            self._action()
+            self._action = None
+
+
 def _load_policy(ready: _Ready) -> tuple[PreTrainedModel, PeftConfig | None]:
     """Loads the model; the second value is the configuration of a fresh adapter, if there is to be one."""
     adapter = ready.recipe.adapter
-    model = load_model(ready.recipe.model, four_bit=adapter.method == "qlora")
+    model = load_model(_as_trained(ready.recipe), four_bit=adapter.method == "qlora")
     _check_positions(ready, model)
     if adapter.init_from is not None:
         return continue_adapter(adapter, model), None
     return model, None if adapter.method == "full" else lora_config(adapter, model)
+
+
+def _as_trained(recipe: Recipe) -> ModelSection:
+    """Returns the model section with the precision that the weights are held in.
+
+    A whole model is trained on float32 weights: in bfloat16 most updates of a usual learning rate round to nothing.
+    The forward pass still runs in the precision of the machine.
+    """
+    if recipe.adapter.method == "full" and recipe.model.dtype == "auto":
+        return recipe.model.model_copy(update={"dtype": "float32"})
+    return recipe.model
 
 
 def _check_positions(ready: _Ready, model: PreTrainedModel) -> None:

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from lora_dpo.errors import UserError
 from lora_dpo.pipeline import align
 from tests.small import small_recipe
+from tests.tiny import tiny_tokenizer
 
 
 def data_file(folder: Path, words: int = 1) -> str:
@@ -48,3 +51,30 @@ def test_whole_model_is_saved_where_it_was_trained(tiny_models, tmp_path: Path) 
     assert not (folder / "adapter").exists()
     preference = json.loads((folder / "report.json").read_text())["preference"]
     assert preference["before"]["margin"] != preference["after"]["margin"]
+
+
+def test_a_run_that_fails_before_its_first_step_does_not_cost_the_one_it_replaces(tiny_models, tmp_path: Path) -> None:
+    settings = {"data": {"path": data_file(tmp_path)}, "train": {"max_steps": 1}}
+    folder = align(small_recipe(tiny_models("gpt2"), tmp_path, **settings))
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    broken = AutoModelForCausalLM.from_pretrained(tiny_models("gpt2"))
+    with torch.no_grad():
+        broken.transformer.ln_f.weight.fill_(float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    tiny_tokenizer("gpt2").save_pretrained(tmp_path / "broken")
+    with pytest.raises(UserError, match="The first loss is nan"):
+        align(small_recipe(tmp_path / "broken", tmp_path, **settings), overwrite=True)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_a_continued_run_is_compared_with_the_adapter_that_it_started_from(tiny_models, tmp_path: Path) -> None:
+    settings = {"data": {"path": data_file(tmp_path)}, "train": {"max_steps": 3, "learning_rate": 1e-2}}
+    first = align(small_recipe(tiny_models("gpt2"), tmp_path, **settings))
+    second = align(
+        small_recipe(
+            tiny_models("gpt2"), tmp_path, **settings, adapter={"init_from": str(first)}, run={"name": "second"}
+        )
+    )
+    ended, started = (json.loads((run / "report.json").read_text())["preference"] for run in (first, second))
+    assert started["before"]["margin"] == pytest.approx(ended["after"]["margin"], abs=1e-4)
+    assert abs(ended["after"]["margin"] - ended["before"]["margin"]) > 1e-2

@@ -11,7 +11,9 @@ _NO_DEVICE = {"", "-1", "NoDevFiles"}  # the last is what Slurm writes for a job
 
 def cpu_count() -> int:
     """Returns the number of processors that this process may use; a batch job's are fewer than the node's."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def gpu_count() -> int:
@@ -21,5 +23,8 @@ def gpu_count() -> int:
         return len([device for device in visible.split(",") if device.strip() not in _NO_DEVICE])
     if shutil.which("nvidia-smi") is None:
         return 0
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:  # a driver that hangs has no GPU to offer
+        return 0
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())

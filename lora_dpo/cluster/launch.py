@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -11,6 +13,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from lora_dpo import resources
 from lora_dpo.cluster.hardware import cpu_count, gpu_count
@@ -62,6 +66,8 @@ def plan_launch(recipe: Recipe, arguments: Sequence[str], *, processes: int | No
             f"train.strategy single is one process, but --processes is {count}.",
             fix="Leave --processes out, or train with train.strategy=auto.",
         )
+    if strategy in _DEEPSPEED and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(f"train.strategy {strategy} needs the package deepspeed.", fix="Run: pip install deepspeed")
     plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, count)
     return Launch(strategy, count, _command(strategy, count, arguments))
 
@@ -101,11 +107,22 @@ def run_launch(launch: Launch) -> int:
         code_file = Path(folder) / "exit_code"
         environment = {**os.environ, EXIT_CODE_FILE: str(code_file)}
         process = subprocess.Popen(launch.command, env=environment)
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the training too, which ends in order
+        before = {
+            signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C reaches the training by itself
+            signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: _terminate(process)),
+        }
         try:
             code = process.wait()
         finally:
-            signal.signal(signal.SIGINT, previous)
-        if code and code_file.is_file():
-            return int(code_file.read_text(encoding="ascii"))
-        return code
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        own_code = code_file.read_text(encoding="ascii") if code_file.is_file() else ""
+        return int(own_code) if code and own_code.isdigit() else code
+
+
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    """Ends the launcher and the trainings below it, which it would leave behind."""
+    launcher = psutil.Process(process.pid)
+    for child in [*launcher.children(recursive=True), launcher]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()

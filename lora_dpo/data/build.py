@@ -41,6 +41,7 @@ class Prepared:
         truncated: Pairs whose prompt was cut from the left.
         overlap: Groups that stand in more than one split; 0 unless something is broken.
         near_duplicates: Prompts of different splits that are nearly the same.
+        bad_rows: Where the first skipped rows stand, and what is wrong with them.
     """
 
     splits: dict[SplitName, list[TokenisedPair]]
@@ -50,6 +51,7 @@ class Prepared:
     truncated: int
     overlap: int
     near_duplicates: list[NearDuplicate]
+    bad_rows: list[str]
 
     def summary(self) -> dict[str, Any]:
         """Returns counts and hashes with the stable keys of `lora-dpo data --json`."""
@@ -89,7 +91,8 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     loaded = load_pairs(recipe.data)
     clean, dropped = _lint_sources(loaded.by_source, recipe.data.sources())
     splits = split_by_group(clean, recipe.data.sources(), recipe.data.split, recipe.data.limit)
-    dropped += splits.dropped + Counter(bad_row=loaded.report.bad_rows)
+    report = loaded.report
+    dropped += splits.dropped + Counter(bad_row=report.bad_rows, no_preference=report.rows_without_pair)
     encoder = TurnEncoder(tokenizer, recipe.model.template)
     fitted: dict[SplitName, list[TokenisedPair]] = {}
     truncated = 0
@@ -114,6 +117,7 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         truncated=truncated,
         overlap=overlap(kept),
         near_duplicates=near_duplicates(kept),
+        bad_rows=report.reasons,
     )
 
 

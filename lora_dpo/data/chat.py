@@ -43,6 +43,13 @@ class TurnEncoder:
         tokenizer: The model's tokenizer.
         template: `chat`, `plain`, or `auto` (the chat template if there is one).
 
+    Attributes:
+        style: `chat` or `plain`.
+        adds_bos: Whether the tokenizer itself begins a text with its BOS.
+        folds_system: Whether system turns are folded into the first user turn.
+        end_of_turn_id: The token that ends every answer.
+        answers_apart: How many answers were tokenised apart from their prompt so far.
+
     Raises:
         UserError: A chat template is asked for and there is none, or no end-of-turn token exists.
     """
@@ -56,11 +63,12 @@ class TurnEncoder:
             )
         self.tokenizer = tokenizer
         self.style = "chat" if has_template and template != "plain" else "plain"
-        self._adds_bos = tokenizer.bos_token_id is not None and tokenizer(_PROBE)["input_ids"][:1] == [
+        self.adds_bos = tokenizer.bos_token_id is not None and tokenizer(_PROBE)["input_ids"][:1] == [
             tokenizer.bos_token_id
         ]
         self.folds_system = self.style == "chat" and not self._takes_system()
         self.end_of_turn_id = self._find_end_of_turn()
+        self.answers_apart = 0
 
     def render(self, prompt: Sequence[Message], answer: str | None = None) -> str:
         """Returns the conversation as text; without an answer it ends where the model's answer begins."""
@@ -98,6 +106,7 @@ class TurnEncoder:
             if ids[: len(start)] == start:
                 completion = ids[len(start) :]
             else:  # tokens merge across the border, or the template renders the prompt differently with an answer
+                self.answers_apart += 1
                 rest = text[len(prompt) :] if text.startswith(prompt) else answer
                 completion = self._encode([rest])[0]
             completions.append(self._ending_on_end_of_turn(completion))
@@ -117,7 +126,7 @@ class TurnEncoder:
         start = 0
         while ids[start : start + 1] == [bos]:
             start += 1
-        return [bos, *ids[start:]] if start or self._adds_bos else ids
+        return [bos, *ids[start:]] if start or self.adds_bos else ids
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -185,6 +194,8 @@ def check_turns(encoder: TurnEncoder, pairs: Sequence[TokenisedPair]) -> None:
         problem = None
         if bos is not None and pair.prompt_ids[:2] == [bos, bos]:
             problem = "the prompt begins with two BOS tokens"
+        elif encoder.adds_bos and pair.prompt_ids[:1] != [bos]:
+            problem = "the prompt does not begin with the BOS token"
         elif pair.prompt_ids != encoder.prompt_ids(pair.pair.prompt):
             problem = "the prompt's tokens differ from those that the model sees when it generates"
         elif not pair.chosen_ids or not pair.rejected_ids:

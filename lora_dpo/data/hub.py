@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from lora_dpo.console import disk_full_error
 from lora_dpo.data.row import Row
 from lora_dpo.errors import UserError, nearest
+from lora_dpo.hub_errors import offline_unless_reachable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,7 +20,6 @@ _USUAL: dict[str, tuple[str | None, str]] = {
     "truthfulqa/truthful_qa": ("generation", "validation"),
     "HuggingFaceH4/ultrafeedback_binarized": (None, "train_prefs"),
 }
-_PROBE_SECONDS = 5.0
 
 
 def hub_rows(name: str, subset: str | None, split: str | None) -> Iterator[Row]:
@@ -47,48 +44,14 @@ def hub_rows(name: str, subset: str | None, split: str | None) -> Iterator[Row]:
 def _load(name: str, subset: str | None, split: str) -> Dataset:
     import datasets
 
-    local = os.path.isdir(name)
     try:
-        with _offline_unless_reachable(needed=not local):
+        with nullcontext() if os.path.isdir(name) else offline_unless_reachable():
             return datasets.load_dataset(name, subset, split=split)
     except Exception as error:
         mistake = disk_full_error(error) or _explain(error, name, subset, split)
         if mistake is None:
             raise
         raise mistake from error
-
-
-@contextmanager
-def _offline_unless_reachable(*, needed: bool) -> Iterator[None]:
-    """Goes straight to the cache if the Hub does not answer.
-
-    `datasets` would retry for half a minute, and some of the Hub client's calls have no timeout at all.
-    """
-    import datasets.config
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    if not needed or any(before) or _answers(constants.ENDPOINT):
-        yield
-        return
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def _answers(endpoint: str) -> bool:
-    """Returns whether a server answers at all; proxies are used as the environment says."""
-    request = urllib.request.Request(endpoint, method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=_PROBE_SECONDS):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError) as error:
-        # A certificate that only the Hub client's own store knows is still an answer.
-        return isinstance(getattr(error, "reason", None), ssl.SSLError)
 
 
 def _explain(error: Exception, name: str, subset: str | None, split: str) -> UserError | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from lora_dpo.data.pair import Pair
 from lora_dpo.data.report import ReadReport
 from lora_dpo.data.split import SPLITS
 from lora_dpo.errors import UserError
+from lora_dpo.recipe.run_folder import write_json, write_text
 from lora_dpo.recipe.schema import SplitName
 
 
@@ -45,7 +45,8 @@ def split_manifest(splits: Mapping[SplitName, Sequence[Pair]]) -> dict[SplitName
 
 def write_pairs(path: Path, splits: Mapping[SplitName, Sequence[Pair]]) -> None:
     """Writes `pairs.jsonl`: one pair a line, with its split. The file appears whole or not at all."""
-    _write_lines(path, (_dump({"split": name, **asdict(pair)}) for name in SPLITS for pair in splits[name]))
+    lines = (_dump({"split": name, **asdict(pair)}) for name in SPLITS for pair in splits[name])
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_pairs(path: Path) -> dict[SplitName, list[Pair]]:
@@ -66,7 +67,7 @@ def read_pairs(path: Path) -> dict[SplitName, list[Pair]]:
 
 def write_manifest(path: Path, manifest: Mapping[SplitName, SplitEntry]) -> None:
     """Writes `splits.json`. The file appears whole or not at all."""
-    _write_lines(path, [json.dumps(manifest, ensure_ascii=False, indent=2)])
+    write_json(path, manifest)
 
 
 def read_manifest(path: Path) -> dict[SplitName, SplitEntry]:
@@ -101,16 +102,3 @@ def _content(pair: Pair) -> str:
 
 def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{line}\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

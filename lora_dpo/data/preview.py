@@ -47,6 +47,12 @@ def _remarks(prepared: Prepared) -> list[str]:
     if prepared.dropped:
         counts = ", ".join(f"{count:,} {reason.replace('_', '-')}" for reason, count in prepared.dropped.items())
         remarks.append(f"Dropped: {counts}.")
+    remarks += [f"  {reason}" for reason in prepared.bad_rows]
+    if prepared.encoder.answers_apart:
+        remarks.append(
+            f"Answers tokenised apart from their prompt, since tokens would merge across the border: "
+            f"{prepared.encoder.answers_apart:,}."
+        )
     if prepared.truncated:
         remarks.append(f"Cut from the left to fit dpo.max_length: {prepared.truncated:,} prompts.")
     if prepared.encoder.folds_system:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
+from trl.trainer.utils import use_adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,9 @@ class Policies:
 
     @contextmanager
     def before(self) -> Iterator[torch.nn.Module]:
-        """Yields the model as it was before any adapter."""
-        adapter_off = nullcontext() if self.base is not None else self.trained.disable_adapter()
+        """Yields the model that the training started from: its adapter off, or the adapter that was continued."""
+        start = "ref" if isinstance(self.trained, PeftModel) and "ref" in self.trained.peft_config else None
+        adapter_off = nullcontext() if self.base is not None else use_adapter(self.trained, start)
         with _evaluating(self.base or self.trained) as model, adapter_off:
             yield model
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _PROBE = "Hello, world"
+_DAMAGED_WEIGHTS = ("PytorchStreamReader", "size mismatch", "mismatched")
 
 
 def resolve(model: ModelSection) -> str:
@@ -95,7 +96,8 @@ def _load_config(path: str, model: ModelSection) -> PretrainedConfig:
 
 
 def _hub_options(model: ModelSection) -> dict[str, Any]:
-    return {"revision": model.revision or "main", "trust_remote_code": model.trust_remote_code}
+    revision = {} if model.revision is None else {"revision": model.revision}
+    return {"trust_remote_code": model.trust_remote_code, **revision}
 
 
 def _four_bit_options(dtype: torch.dtype) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def _four_bit_options(dtype: torch.dtype) -> dict[str, Any]:
         import bitsandbytes  # noqa: F401 - Transformers imports it much later, with a long traceback
     except ImportError:
         raise UserError(
-            "adapter.method qlora needs the package bitsandbytes.", fix="Run: pip install 'lora-dpo[quantization]'"
+            "adapter.method qlora needs the package bitsandbytes.", fix="Run: pip install bitsandbytes"
         ) from None
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -135,7 +137,7 @@ def _loading(name: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, SafetensorError, json.JSONDecodeError, EOFError, RuntimeError, ValueError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in _DAMAGED_WEIGHTS):
             raise
         explained = explain_hub_error(error, name) if on_hub else None
         if explained is None and isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):

@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -37,8 +38,7 @@ def dequantised(file: Path) -> Path:
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise UserError(f"{file} is not a GGUF file.", why="Its first four bytes are not 'GGUF'.")
-        stream.seek(0)
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = _digest(file, file.stat().st_mtime_ns)
     target = cache_folder() / "gguf" / f"{file.stem}-{digest[:16]}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_suffix(".lock")):
@@ -46,6 +46,13 @@ def dequantised(file: Path) -> Path:
             note(f"Dequantising {file.name} once; the result is kept in {target}")
             _convert(file, target)
     return target
+
+
+@cache
+def _digest(file: Path, modified_ns: int) -> str:
+    """Returns the file's SHA-256, read once as long as it does not change: tokenizer and model both ask."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _convert(file: Path, target: Path) -> None:

@@ -156,6 +156,7 @@ def _suggest_key(path: KeyPath) -> str:
     if near is not None:
         return f"Did you mean '{'.'.join([*map(str, path[:-1]), near])}'?"
     elsewhere = [full for full in all_keys() if full.rpartition(".")[2] == wanted]
+    elsewhere.sort(key=lambda full: not full.startswith("train."))
     return f"Did you mean '{elsewhere[0]}'?" if elsewhere else did_you_mean(wanted, siblings)
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from lora_dpo.errors import UserError, did_you_mean, nearest
 from lora_dpo.recipe.loading import load_recipe, to_yaml
 from lora_dpo.recipe.schema import Recipe
@@ -142,24 +144,69 @@ class RunFolder:
                 fix="Give another name with run.name=NAME, or replace it with --overwrite.",
             )
 
-    def create(self, recipe: Recipe, *, overwrite: bool) -> None:
+    def create(self, recipe: Recipe, *, overwrite: bool) -> FileLock:
         """Makes the folder and writes the resolved recipe.
 
-        Of an earlier run everything that a run writes is removed; what else was put beside it stays.
+        Of an earlier run everything that a run writes is put aside, until `discard_replaced` removes it or
+        `restore_replaced` puts it back; what else was put beside it stays.
+
+        Returns:
+            The lock that this process holds on the folder until it ends.
 
         Raises:
-            UserError: Something is here already and may not be replaced.
+            UserError: Something is here already and may not be replaced, or another process writes here.
         """
         self.check_free(overwrite=overwrite)
         self.path.mkdir(parents=True, exist_ok=True)
-        for file in self._results():
-            for path in (file, partial_path(file)):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"Another process is writing the run {self.path}.", fix="Wait for it, or choose another run.name."
+            ) from None
+        if self._replaced.is_dir():  # what is here now is of a start that never made a step
+            self._remove_results()
+        else:
+            self._move_results(self.path, self._replaced)
         write_text(self.recipe, _MARK + to_yaml(recipe))
+        return lock
+
+    def discard_replaced(self) -> None:
+        """Removes what `create` put aside."""
+        shutil.rmtree(self._replaced, ignore_errors=True)
+
+    def restore_replaced(self) -> None:
+        """Puts back what `create` put aside, if it is still there."""
+        if self._replaced.is_dir():
+            self._remove_results()
+            self._move_results(self._replaced, self.path)
+            self._replaced.rmdir()
+
+    @property
+    def _replaced(self) -> Path:
+        return self.path / ".replaced"
+
+    def _move_results(self, source: Path, target: Path) -> None:
+        for file in self._results():
+            if (source / file.name).exists() or (source / file.name).is_symlink():
+                target.mkdir(exist_ok=True)
+                (source / file.name).rename(target / file.name)
+            _remove(partial_path(source / file.name))
+
+    def _remove_results(self) -> None:
+        for file in self._results():
+            _remove(file)
+            _remove(partial_path(file))
 
     def _results(self) -> tuple[Path, ...]:
         folders = (self.data, self.checkpoints, self.adapter, self.model, self.plots)
-        return (self.report_json, self.report_md, self.metrics, self.provenance, *folders)
+        # The recipe comes last: without it the folder is nobody's run.
+        return (self.report_json, self.report_md, self.metrics, self.provenance, *folders, self.recipe)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def partial_path(path: Path) -> Path:

@@ -17,7 +17,7 @@ from trl import DPOConfig
 from lora_dpo.errors import UserError, did_you_mean
 from lora_dpo.model.precision import choose_dtype
 from lora_dpo.recipe.batch import BatchPlan
-from lora_dpo.recipe.schema import Recipe
+from lora_dpo.recipe.schema import DPOSection, Recipe, TrainSection
 
 _HAVE_A_KEY = {
     "beta": "dpo.beta",
@@ -73,8 +73,7 @@ def check_extra_arguments(recipe: Recipe) -> None:
 
 
 def _key_of_same_name(name: str) -> str | None:
-    sections = {"dpo": type(Recipe.model_fields["dpo"].get_default(call_default_factory=True)).model_fields}
-    sections["train"] = type(Recipe.model_fields["train"].get_default(call_default_factory=True)).model_fields
+    sections = {"dpo": DPOSection.model_fields, "train": TrainSection.model_fields}
     return next((f"{section}.{name}" for section, fields in sections.items() if name in fields and name != "trl"), None)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from rich.progress import track
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
@@ -48,9 +49,12 @@ def provenance(recipe: Recipe, plan: BatchPlan, data: dict[str, Any], model: Pre
         "seed": recipe.run.seed,
         "world_size": plan.world_size,
         "strategy": recipe.train.strategy,
+        "distributed_type": PartialState().distributed_type.value,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": model.config._attn_implementation,
         "batch": {"global": plan.global_batch, "micro": plan.micro_batch, "accumulation": plan.accumulation},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "arguments": sys.argv[1:],
     }
 
 

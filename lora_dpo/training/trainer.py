@@ -33,6 +33,7 @@ class PreferenceTrainer(DPOTrainer):
         tokenizer: The model's tokenizer.
         peft_config: Configuration of a fresh adapter, if there is to be one.
         callbacks: Further callbacks.
+        reference: The frozen reference, where the whole model is trained.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class PreferenceTrainer(DPOTrainer):
         tokenizer: PreTrainedTokenizerBase,
         peft_config: PeftConfig | None,
         callbacks: list[TrainerCallback],
+        reference: PreTrainedModel | None = None,
     ) -> None:
         self._recipe = recipe
         self._first_loss_pending = True
         super().__init__(
             model=model,
+            ref_model=reference,
             args=args,
             train_dataset=as_dataset(train_pairs),
             eval_dataset=as_dataset(eval_pairs) if eval_pairs else None,

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lora_dpo.cluster.launch import Launch, plan_launch, run_launch
@@ -185,3 +186,24 @@ def test_ctrl_c_is_left_to_the_training_and_the_handler_comes_back() -> None:
     assert time.monotonic() - started < 30
     assert signal.getsignal(signal.SIGINT) is before
     assert "LORA_DPO_EXIT_CODE_FILE" not in os.environ
+
+
+@pytest.mark.slow
+def test_terminating_the_launcher_ends_the_training_below_it(tiny_models, tmp_path: Path) -> None:
+    words = [
+        "dpo",
+        "quickstart",
+        f"model.name={tiny_models('gpt2')}",
+        f"run.folder={tmp_path}",
+        "train.max_steps=100000",
+    ]
+    process = subprocess.Popen([sys.executable, "-m", "lora_dpo", *words], cwd=ROOT, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "quickstart" / "metrics.jsonl"
+    while not metrics.exists():
+        assert process.poll() is None
+        time.sleep(0.2)
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert any("lora_dpo.dpo" in child.cmdline() for child in below)
+    process.terminate()
+    assert process.wait() != 0
+    assert psutil.wait_procs(below, timeout=60)[1] == []

@@ -237,7 +237,7 @@ def test_check_turns_accepts_what_the_encoder_makes(architecture: str) -> None:
     ("defect", "message"),
     [
         (lambda pair: {"prompt_ids": [pair.prompt_ids[0], *pair.prompt_ids]}, "begins with two BOS tokens"),
-        (lambda pair: {"prompt_ids": pair.prompt_ids[1:]}, "differ from those that the model sees"),
+        (lambda pair: {"prompt_ids": pair.prompt_ids[1:]}, "does not begin with the BOS token"),
         (lambda pair: {"prompt_ids": pair.prompt_ids[:-1]}, "differ from those that the model sees"),
         (lambda pair: {"chosen_ids": []}, "a completion has no tokens"),
         (lambda pair: {"rejected_ids": []}, "a completion has no tokens"),

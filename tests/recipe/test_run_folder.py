@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.run_folder import RunFolder, write_json, write_text
@@ -38,7 +39,7 @@ def finish(run: RunFolder) -> None:
 
 def test_a_new_run_holds_its_resolved_recipe_and_nothing_else(run: RunFolder, tmp_path: Path) -> None:
     assert run.path == tmp_path / "first"
-    assert list(contents(run.path)) == ["recipe.yaml"]
+    assert sorted(contents(run.path)) == [".lock", "recipe.yaml"]
     assert run.load_recipe() == recipe(tmp_path)
     assert run.is_run
     assert not run.is_complete
@@ -76,7 +77,8 @@ def test_overwriting_removes_every_trace_of_the_run_but_not_what_was_put_beside(
     write_text(run.path / "notes.txt", "mine")
     write_text(run.path / ".adapter.partial" / "weights", "of a run that was killed")
     run.create(recipe(tmp_path, epochs=9), overwrite=True)
-    assert sorted(contents(run.path)) == ["notes.txt", "recipe.yaml"]
+    run.discard_replaced()
+    assert sorted(contents(run.path)) == [".lock", "notes.txt", "recipe.yaml"]
     assert run.load_recipe().train.epochs == 9
     assert not run.is_complete
 
@@ -194,3 +196,23 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 def test_json_is_readable_by_people(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": ["é"]})
     assert (tmp_path / "x.json").read_text(encoding="utf-8") == '{\n  "a": [\n    "é"\n  ]\n}\n'
+
+
+def test_a_replaced_run_comes_back_if_the_new_one_fails(run: RunFolder, tmp_path: Path) -> None:
+    finish(run)
+    before = contents(run.path)
+    for _ in range(2):  # the second start finds what the first one left when it was killed
+        run.create(recipe(tmp_path, epochs=9), overwrite=True)
+        write_text(run.metrics, "of the new run")
+    run.restore_replaced()
+    assert contents(run.path) == before
+    assert run.is_complete
+
+
+def test_two_processes_cannot_write_one_run(run: RunFolder, tmp_path: Path) -> None:
+    finish(run)
+    before = contents(run.path)
+    lock = FileLock(run.path / ".lock")
+    with lock, pytest.raises(UserError, match="Another process is writing"):
+        run.create(recipe(tmp_path, epochs=9), overwrite=True)
+    assert contents(run.path) == before
