@@ -7,12 +7,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.progress import track
 from rich.text import Text
 
 from lora_dpo.errors import UserError
@@ -25,6 +27,8 @@ err = Console(stderr=True, highlight=False)
 
 EXIT_CODE_FILE = "LORA_DPO_EXIT_CODE_FILE"
 """Environment variable with a file for the exit code, since `accelerate launch` turns every failure into 1."""
+
+T = TypeVar("T")
 
 _NOISE = {
     "DeepSpeed": "Setting accelerator to CPU",  # at every import on a machine without a GPU
@@ -43,6 +47,12 @@ def note(text: str) -> None:
     """Prints one line that the user should see once, on rank 0 only."""
     if is_main_process():
         err.print(Text(text))
+
+
+def tracked(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
+    """Returns the items, with a bar that is gone when they are through; on rank 0 of a terminal only."""
+    shown = err.is_terminal and is_main_process()
+    return track(items, label, total=total, console=err, transient=True, disable=not shown)
 
 
 def set_up_logging(*, debug: bool = False) -> None:

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import track
-
-from lora_dpo.console import err, is_main_process
+from lora_dpo.console import tracked
 from lora_dpo.data.chat import TokenisedPair, TurnEncoder, check_turns
 from lora_dpo.data.groups import merge_groups
 from lora_dpo.data.length import fit_length
@@ -136,12 +134,4 @@ def _lint_sources(by_source: list[list[Pair]], sources: Sequence[Source]) -> tup
 
 
 def _encode(encoder: TurnEncoder, pairs: Sequence[Pair], split: str) -> list[TokenisedPair]:
-    shown = track(
-        encoder.encode(pairs),
-        f"tokenising {split}",
-        total=len(pairs),
-        console=err,
-        transient=True,
-        disable=not (err.is_terminal and is_main_process()),
-    )
-    return list(shown)
+    return list(tracked(encoder.encode(pairs), f"tokenising {split}", total=len(pairs)))

@@ -7,6 +7,7 @@ from typing import TypedDict
 
 import torch
 
+from lora_dpo.console import tracked
 from lora_dpo.data.chat import TokenisedPair, TurnEncoder
 from lora_dpo.evaluation.policies import Policies
 
@@ -60,7 +61,7 @@ def write_answers(
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     stops = {encoder.end_of_turn_id, tokenizer.eos_token_id} - {None}
     answers: list[str] = []
-    for start in range(0, len(prompts), batch_size):
+    for start in tracked(range(0, len(prompts), batch_size), "writing answers"):
         batch = prompts[start : start + batch_size]
         width = max(map(len, batch))
         ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(prompt)) + prompt for prompt in batch])

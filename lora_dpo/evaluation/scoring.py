@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from rich.progress import track
 from torch.nn.utils.rnn import pad_sequence
 
-from lora_dpo.console import err, is_main_process
+from lora_dpo.console import tracked
 
 _LOGIT_BYTES = 2**29
 """Bound on the float32 logits held at once."""
@@ -31,8 +30,7 @@ def score(
     order = sorted(range(len(sequences)), key=lambda index: -sum(map(len, sequences[index])))
     batches = _batches(order, sequences, batch_size, model.config.get_text_config().vocab_size)
     scores = torch.zeros(len(sequences), dtype=torch.float64)
-    shown = track(batches, label, console=err, transient=True, disable=not (err.is_terminal and is_main_process()))
-    for batch in shown:
+    for batch in tracked(batches, label):
         scores[batch] = _score_batch(model, [sequences[index] for index in batch]).double().cpu()
     return scores
 

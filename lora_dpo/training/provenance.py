@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from rich.progress import track
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 import lora_dpo
-from lora_dpo.console import err
+from lora_dpo.console import tracked
 from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.schema import Recipe
 
@@ -78,7 +77,7 @@ def weights_hash(path: str, revision: str | None) -> str | None:
     if not files:
         return None
     whole = hashlib.sha256()
-    for file in track(files, "hashing the base model", console=err, transient=True, disable=not err.is_terminal):
+    for file in tracked(files, "hashing the base model"):
         whole.update(f"{file.name} {_file_hash(file)}\n".encode())
     return whole.hexdigest()
 

@@ -88,14 +88,17 @@ def test_the_installed_wheel_works_far_from_the_checkout(wheels, tmp_path, origi
     program = """if True:
         import json
         from pathlib import Path
+        import yaml
         import lora_dpo
         from lora_dpo import resources
         from lora_dpo.recipe.loading import load_recipe
+        config = yaml.safe_load((resources.folder("accelerate_configs") / "zero3.yaml").read_text())
         found = {name: sorted(file.name for file in resources.folder(name).iterdir()) for name in resources.FOLDERS}
-        print(json.dumps([lora_dpo.__file__, load_recipe("quickstart").run.name, found]))
+        print(json.dumps([lora_dpo.__file__, load_recipe("quickstart").run.name, config, found]))
     """
-    file, run_name, found = json.loads(run(venv / "bin" / "python", "-c", program, cwd=elsewhere))
+    file, run_name, config, found = json.loads(run(venv / "bin" / "python", "-c", program, cwd=elsewhere))
     assert Path(file).is_relative_to(site)
     assert run_name == "quickstart"
+    assert config["distributed_type"] == "DEEPSPEED"
     assert found == {name: sorted(file.name for file in (ROOT / name).iterdir()) for name in resources.FOLDERS}
     assert list(elsewhere.iterdir()) == []
