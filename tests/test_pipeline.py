@@ -78,3 +78,13 @@ def test_a_continued_run_is_compared_with_the_adapter_that_it_started_from(tiny_
     ended, started = (json.loads((run / "report.json").read_text())["preference"] for run in (first, second))
     assert started["before"]["margin"] == pytest.approx(ended["after"]["margin"], abs=1e-4)
     assert abs(ended["after"]["margin"] - ended["before"]["margin"]) > 1e-2
+
+
+def test_the_token_is_written_nowhere(tiny_models, tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_a_secret_that_must_not_leak")
+    settings = {"data": {"path": data_file(tmp_path)}, "train": {"max_steps": 1, "keep_checkpoints": 1}}
+    folder = align(small_recipe(tiny_models("gpt2"), tmp_path, **settings))
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert any(file.name == "training_args.bin" for file in files)
+    assert [file for file in files if b"secret_that_must" in file.read_bytes()] == []
+    assert "secret_that_must" not in "".join(capfd.readouterr())
