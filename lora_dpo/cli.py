@@ -59,7 +59,7 @@ def quickstart(context: typer.Context, overrides: Overrides = None, overwrite: O
     if run.is_complete and not overwrite and run.load_recipe() == recipe:
         from lora_dpo.evaluation.report import print_report
 
-        err.print(f"{run.path} is finished; this is its report. To run it again: lora-dpo quickstart --overwrite\n")
+        err.print(f"{run.path} is finished; this is its report. To run it again, add --overwrite.\n", soft_wrap=True)
         print_report(json.loads(run.report_json.read_text(encoding="utf-8")), run)
         return
     overwrite = overwrite or (run.is_run and not run.is_complete and run.load_recipe() == recipe)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from lora_dpo.console import out
-from lora_dpo.evaluation.generation import Sample
-from lora_dpo.evaluation.preference import Preference
 from lora_dpo.recipe.run_folder import RunFolder, write_json, write_text
 from lora_dpo.recipe.schema import Recipe
+
+if TYPE_CHECKING:  # both import torch, which a report that is only shown again does not need
+    from lora_dpo.evaluation.generation import Sample
+    from lora_dpo.evaluation.preference import Preference
 
 SCHEMA_VERSION = 1
 _SAMPLES_SHOWN = 2
