@@ -32,7 +32,7 @@ ARCHITECTURE = {
     "tinyllama_sft_dpo": "tinyllama",
 }
 TRAINED = [(name, architecture, ()) for name, architecture in ARCHITECTURE.items()]
-TRAINED.append(("gpt2_ultrafeedback", "gptj", ("adapter.targets=[q_proj,v_proj,fc_in]",)))
+TRAINED.append(("gpt2_ultrafeedback", "gptj", ()))  # another model name is the one override that it needs
 
 QUESTIONS = [
     (f"What is {n} plus {n}?", f"It is {2 * n}, since {n} and {n} make {2 * n}.", f"It is {2 * n + 1}.")

@@ -31,14 +31,13 @@ def lora_config(adapter: AdapterSection, model: PreTrainedModel) -> LoraConfig:
         UserError: A target matches no layer, or is the output head.
     """
     layers = linear_layers(model)
-    if adapter.targets != "all-linear":
-        _check_targets(adapter.targets, layers, model)
+    targets = adapter.targets if adapter.targets == "all-linear" else _present(adapter.targets, layers, model)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.r,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
-        target_modules=adapter.targets,
+        target_modules=targets,
         use_rslora=adapter.rslora,
         use_dora=adapter.dora,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
@@ -95,20 +94,26 @@ def _say_what_is_kept(adapter: AdapterSection, kept: LoraConfig) -> None:
         )
 
 
-def _check_targets(targets: list[str], layers: dict[str, torch.nn.Module], model: PreTrainedModel) -> None:
+def _present(targets: list[str], layers: dict[str, torch.nn.Module], model: PreTrainedModel) -> list[str]:
+    """Returns the names of layers that exist; of alternatives (`c_attn|q_proj`) one must."""
     head = model.get_output_embeddings()
     head_name = next((name for name, module in model.named_modules() if module is head), "lm_head")
     known = sorted({name.rpartition(".")[2] for name in layers})
+    present = []
     for target in targets:
-        if target.rpartition(".")[2] == head_name.rpartition(".")[2]:
+        alternatives = target.split("|")
+        if head_name.rpartition(".")[2] in (name.rpartition(".")[2] for name in alternatives):
             raise UserError(
                 f"adapter.targets names '{target}', the output head.",
                 why="Log-probabilities are computed from the head's own weight; an adapter on it would not be trained.",
                 fix=f"Leave it out; all-linear means: {', '.join(known)}.",
             )
-        if not any(name == target or name.endswith(f".{target}") for name in layers):
+        found = [name for name in alternatives if any(f".{layer}".endswith(f".{name}") for layer in layers)]
+        if not found:
             match = nearest(target, known)
             raise UserError(
                 f"adapter.targets names '{target}', which matches no linear layer of this model.",
                 fix=(f"Did you mean '{match}'? " if match else "") + f"There are: {', '.join(known)}.",
             )
+        present += found
+    return present

@@ -67,7 +67,9 @@ class AdapterSection(Section):
         0.0, description="Dropout on the adapter's input; the base model's own dropout stays off."
     )
     targets: Literal["all-linear"] | list[str] = Field(
-        "all-linear", description="Layers that get an adapter: all-linear (all but the head), or a list of names."
+        "all-linear",
+        description="Layers that get an adapter: all-linear (all but the head), or a list of names. 'a|b' stands for "
+        "whichever of them the model has.",
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead of alpha / r (rsLoRA).")
     dora: bool = Field(False, description="Train the weights' magnitudes apart from their directions (DoRA).")

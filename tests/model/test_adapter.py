@@ -62,6 +62,16 @@ def test_c_attn_and_c_proj(base_of) -> None:
     assert adapted(model) == {"attn.c_attn", "attn.c_proj", "mlp.c_proj"}
 
 
+@pytest.mark.parametrize(
+    ("architecture", "layers"),
+    [("gpt2", {"attn.c_attn", "attn.c_proj", "mlp.c_proj"}), ("gptj", {"attn.q_proj", "attn.v_proj", "mlp.fc_out"})],
+)
+def test_of_alternative_names_those_the_model_has(architecture: str, layers: set[str], base_of) -> None:
+    base = base_of(architecture)
+    config = lora_config(AdapterSection(targets=["c_attn|q_proj|v_proj", "c_proj|fc_out"]), base)
+    assert adapted(get_peft_model(base, config)) == layers
+
+
 def test_longer_names_tell_layers_apart(base_of) -> None:
     base = base_of("gpt2")
     model = get_peft_model(base, lora_config(AdapterSection(targets=["attn.c_proj"]), base))
@@ -81,6 +91,7 @@ def test_keys_reach_peft(base_of) -> None:
         ("gpt2", "c_atn", "Did you mean 'c_attn'"),
         ("llama", "c_attn", "There are: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"),
         ("llama", "proj", "which matches no linear layer"),
+        ("llama", "c_attn|c_proj", "which matches no linear layer"),
         ("llama", "embed_tokens", "which matches no linear layer"),
     ],
 )
@@ -91,7 +102,7 @@ def test_target_that_matches_nothing(architecture: str, target: str, hint: str, 
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma2"])
-@pytest.mark.parametrize("target", ["lm_head", "model.lm_head"])
+@pytest.mark.parametrize("target", ["lm_head", "model.lm_head", "c_attn|lm_head"])
 def test_the_head_is_refused(architecture: str, target: str, base_of) -> None:
     with pytest.raises(UserError, match="the output head"):
         lora_config(AdapterSection(targets=[target]), base_of(architecture))
