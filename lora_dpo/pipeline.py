@@ -33,11 +33,12 @@ from lora_dpo.evaluation.preference import compare_preference
 from lora_dpo.evaluation.report import Report, print_report, write_report
 from lora_dpo.model.adapter import continue_adapter, lora_config
 from lora_dpo.model.base import load_model, load_tokenizer
-from lora_dpo.recipe.batch import BatchPlan, plan_batches
+from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.loading import to_yaml
 from lora_dpo.recipe.run_folder import RunFolder, partial_path, write_json
 from lora_dpo.recipe.schema import ModelSection, Recipe
 from lora_dpo.training.arguments import training_arguments
+from lora_dpo.training.batching import plan_steps
 from lora_dpo.training.progress import TrainingLog
 from lora_dpo.training.provenance import provenance
 from lora_dpo.training.trainer import PreferenceTrainer
@@ -75,9 +76,9 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
     run = RunFolder.of(recipe)
     run.check_free(overwrite=overwrite)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    plan = plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, world_size)
     tokenizer = load_tokenizer(recipe.model)
     prepared = prepare(recipe, tokenizer)
+    plan = plan_steps(recipe, prepared.splits["train"], world_size)
     ready = _Ready(recipe, run, plan, prepared, tokenizer)
     if is_main_process():
         err.print(to_yaml(recipe).rstrip())
@@ -105,6 +106,7 @@ def _train_and_report(
     log = TrainingLog(run.metrics, plan.global_batch)
     trainer = PreferenceTrainer(
         recipe,
+        plan,
         model,
         arguments,
         prepared.splits["train"],

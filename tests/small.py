@@ -9,9 +9,9 @@ from lora_dpo.data.chat import TokenisedPair, TurnEncoder
 from lora_dpo.data.pair import Pair, group_of, user
 from lora_dpo.model.adapter import continue_adapter, lora_config
 from lora_dpo.model.base import load_model, load_tokenizer
-from lora_dpo.recipe.batch import plan_batches
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.arguments import training_arguments
+from lora_dpo.training.batching import plan_steps
 from lora_dpo.training.trainer import PreferenceTrainer
 
 _FACTS = (
@@ -58,11 +58,13 @@ def tokenised(recipe: Recipe, count: int = 4) -> list[TokenisedPair]:
     return list(TurnEncoder(load_tokenizer(recipe.model), recipe.model.template).encode(preferences(count)))
 
 
-def small_trainer(recipe: Recipe, *, count: int = 4, callbacks: tuple = (), validation: int = 0) -> PreferenceTrainer:
+def small_trainer(
+    recipe: Recipe, *, count: int = 4, callbacks: tuple = (), validation: int = 0, world_size: int = 1
+) -> PreferenceTrainer:
     """Returns a trainer of the recipe on `preferences`, as the pipeline makes it."""
     pairs = tokenised(recipe, count)
     held_out = tokenised(recipe, validation) if validation else []
-    plan = plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, 1)
+    plan = plan_steps(recipe, pairs, world_size)
     output = Path(recipe.run.folder) / recipe.run.name / "checkpoints"
     arguments = training_arguments(recipe, plan, len(pairs), len(held_out), output)
     model = load_model(recipe.model, four_bit=recipe.adapter.method == "qlora")
@@ -72,4 +74,6 @@ def small_trainer(recipe: Recipe, *, count: int = 4, callbacks: tuple = (), vali
     elif recipe.adapter.method != "full":
         config = lora_config(recipe.adapter, model)
     tokenizer = load_tokenizer(recipe.model)
-    return PreferenceTrainer(recipe, model, arguments, pairs, held_out, tokenizer, config, callbacks=list(callbacks))
+    return PreferenceTrainer(
+        recipe, plan, model, arguments, pairs, held_out, tokenizer, config, callbacks=list(callbacks)
+    )

@@ -9,11 +9,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
     GPTJConfig,
     LlamaConfig,
+    MistralConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
@@ -47,7 +50,7 @@ CHATML_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-ARCHITECTURES = ("gpt2", "gptj", "llama", "tinyllama", "gemma2", "qwen3")
+ARCHITECTURES = ("gpt2", "gptj", "llama", "mistral", "tinyllama", "gemma2", "gemma3", "qwen2", "qwen3")
 
 # bos, eos, further special tokens, template, whether the tokenizer itself adds a BOS
 _TOKENIZERS: dict[str, tuple[str | None, str, tuple[str, ...], str | None, bool]] = {
@@ -61,7 +64,10 @@ _TOKENIZERS: dict[str, tuple[str | None, str, tuple[str, ...], str | None, bool]
         True,
     ),
     "tinyllama": ("<s>", "</s>", (), ZEPHYR_TEMPLATE, True),
+    "mistral": ("<s>", "</s>", (), None, True),
     "gemma2": ("<bos>", "<eos>", ("<start_of_turn>", "<end_of_turn>"), GEMMA_TEMPLATE, True),
+    "gemma3": ("<bos>", "<eos>", ("<start_of_turn>", "<end_of_turn>"), GEMMA_TEMPLATE, True),
+    "qwen2": (None, "<|im_end|>", ("<|im_start|>", "<|endoftext|>"), CHATML_TEMPLATE, False),
     "qwen3": (None, "<|im_end|>", ("<|im_start|>", "<|endoftext|>"), CHATML_TEMPLATE, False),
 }
 
@@ -122,6 +128,15 @@ def tiny_config(architecture: str, tokenizer: PreTrainedTokenizerFast) -> Pretra
             **grouped,
             **ids,
         )
+    if architecture == "gemma3":  # norms of queries and keys, two rotary bases, a window on every other layer
+        layers = ["sliding_attention", "full_attention"]
+        return Gemma3TextConfig(
+            head_dim=8, sliding_window=16, layer_types=layers, query_pre_attn_scalar=8, **grouped, **ids
+        )
+    if architecture == "mistral":  # a window shorter than the data on every layer
+        return MistralConfig(sliding_window=16, **grouped, **ids)
+    if architecture == "qwen2":  # biases, a window on the upper layer only
+        return Qwen2Config(use_sliding_window=True, sliding_window=16, max_window_layers=1, **grouped, **ids)
     if architecture == "qwen3":
         return Qwen3Config(head_dim=8, tie_word_embeddings=True, **grouped, **ids)
     return LlamaConfig(**grouped, **ids)

@@ -20,7 +20,7 @@ from lora_dpo import resources
 from lora_dpo.cluster.hardware import cpu_count, gpu_count
 from lora_dpo.console import EXIT_CODE_FILE
 from lora_dpo.errors import UserError
-from lora_dpo.recipe.batch import plan_batches
+from lora_dpo.recipe.batch import plan_batches, token_budget
 from lora_dpo.recipe.schema import Recipe
 
 _DEEPSPEED = {"zero2", "zero3"}
@@ -68,7 +68,8 @@ def plan_launch(recipe: Recipe, arguments: Sequence[str], *, processes: int | No
         )
     if strategy in _DEEPSPEED and importlib.util.find_spec("deepspeed") is None:
         raise UserError(f"train.strategy {strategy} needs the package deepspeed.", fix="Run: pip install deepspeed")
-    plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, count)
+    if token_budget(recipe) is None:
+        plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, count)
     return Launch(strategy, count, _command(strategy, count, arguments))
 
 

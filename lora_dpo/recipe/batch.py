@@ -5,18 +5,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lora_dpo.errors import UserError
+from lora_dpo.recipe.schema import LOSSES_WITHOUT_A_MEAN_OVER_PAIRS, Recipe
 
+_DEFAULT_TOKENS = 4096
 _LARGEST_DEFAULT_MICRO_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """An optimizer step in pairs: `micro_batch x accumulation x world_size == global_batch`."""
+    """How an optimizer step of `global_batch` pairs is cut.
+
+    Attributes:
+        global_batch: Pairs a step, over all processes.
+        micro_batch: Pairs a forward pass and process: exactly, or the most that come on average where steps are cut by
+            tokens.
+        accumulation: Forward passes a step and process.
+        world_size: Processes.
+        tokens: Distinct tokens a forward pass should have; None where steps are cut by pairs.
+    """
 
     global_batch: int
     micro_batch: int
     accumulation: int
     world_size: int
+    tokens: int | None = None
+
+
+def token_budget(recipe: Recipe) -> int | None:
+    """Returns the distinct tokens that a micro-batch should have, or None where steps are cut by pairs."""
+    train = recipe.train
+    by_pairs = (
+        train.micro_batch_size is not None
+        or train.trees == "off"
+        or recipe.adapter.dropout > 0
+        or set(recipe.dpo.loss) & LOSSES_WITHOUT_A_MEAN_OVER_PAIRS
+    )
+    return train.tokens_per_micro_batch or (None if by_pairs else _DEFAULT_TOKENS)
 
 
 def plan_batches(global_batch: int, micro_batch: int | None, world_size: int) -> BatchPlan:

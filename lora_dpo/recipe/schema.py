@@ -13,6 +13,7 @@ Loss = Literal[
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 ]  # fmt: skip
 _LOSSES_WITHOUT_F_DIVERGENCE = {"nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down"}
+LOSSES_WITHOUT_A_MEAN_OVER_PAIRS = {"aot", "aot_unpaired", "sft"}
 Strategy = Literal["auto", "single", "ddp", "zero2", "zero3", "qlora"]
 SplitName = Literal["train", "validation", "test"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -193,6 +194,9 @@ class DPOSection(Section):
     )
     use_weighting: bool = Field(False, description="Weight pairs by the policy's own probability (WPO).")
     discopop_tau: PositiveFloat = Field(0.05, description="Temperature of the discopop loss.")
+    reference: Literal["cached", "live"] = Field(
+        "cached", description="Reference log-probs: computed once for every pair before training, or at every step."
+    )
 
     @model_validator(mode="after")
     def _losses_fit_together(self) -> DPOSection:
@@ -227,8 +231,26 @@ class TrainSection(Section):
     epochs: PositiveFloat = Field(1, description="Passes over the training pairs.")
     max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps; null is by epochs.")
     global_batch_size: PositiveInt = Field(16, description="Pairs an optimizer step, over all processes.")
+    trees: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Compute every distinct token of a micro-batch once: wherever the model can (auto), or stop where "
+        "it cannot (on).",
+    )
+    tokens_per_micro_batch: PositiveInt | None = Field(
+        None,
+        description="Distinct tokens a forward pass and process; lower it when memory runs out. null is 4096, unless "
+        "micro_batch_size is given or trees are off.",
+    )
     micro_batch_size: PositiveInt | None = Field(
-        None, description="Pairs a forward pass and process; null takes the largest up to 8 that divides."
+        None,
+        description="Pairs a forward pass and process, instead of tokens_per_micro_batch. null, where trees are off, "
+        "takes the largest up to 8 that divides.",
+    )
+    group_by_prompt: bool = Field(
+        True, description="Pairs of one prompt travel in the same micro-batch, which then computes the prompt once."
+    )
+    weight: Literal["pair", "group"] = Field(
+        "pair", description="What the loss is a mean over: pairs, or prompts however many pairs each has in a step."
     )
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         "linear", description="Course of the learning rate."
@@ -249,6 +271,12 @@ class TrainSection(Section):
     trl: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of TRL's DPOConfig that no other key covers."
     )
+
+    @model_validator(mode="after")
+    def _one_way_to_cut(self) -> TrainSection:
+        if self.micro_batch_size is not None and self.tokens_per_micro_batch is not None:
+            raise ValueError("micro_batch_size and tokens_per_micro_batch both say how a step is cut; keep one")
+        return self
 
 
 class EvaluationSection(Section):
@@ -307,4 +335,12 @@ class Recipe(Section):
             raise ValueError("train.strategy qlora needs adapter.method qlora")
         if self.adapter.method == "qlora" and self.train.strategy == "zero3":
             raise ValueError("adapter.method qlora cannot run under zero3, which cannot shard 4-bit weights; use qlora")
+        if self.train.trees == "on" and self.adapter.dropout > 0:
+            raise ValueError("train.trees on needs adapter.dropout 0: dropout draws a mask for every repeated token")
+        whole_batch = sorted(set(self.dpo.loss) & LOSSES_WITHOUT_A_MEAN_OVER_PAIRS)
+        if whole_batch and (self.train.tokens_per_micro_batch is not None or self.train.weight == "group"):
+            raise ValueError(
+                f"dpo.loss {', '.join(whole_batch)} is no mean over pairs, so it needs micro-batches of equally many; "
+                "use train.micro_batch_size and train.weight pair"
+            )
         return self

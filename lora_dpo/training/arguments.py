@@ -39,7 +39,8 @@ _HAVE_A_KEY = {
     "optim": "train.optimizer",
     "output_dir": "run.name",
     "per_device_eval_batch_size": "train.micro_batch_size",
-    "per_device_train_batch_size": "train.micro_batch_size",
+    "per_device_train_batch_size": "train.tokens_per_micro_batch",
+    "precompute_ref_log_probs": "dpo.reference",
     "push_to_hub": "hub.repo",
     "resume_from_checkpoint": "run.name",
     "run_name": "run.name",
@@ -79,8 +80,7 @@ def _key_of_same_name(name: str) -> str | None:
 
 def steps_per_epoch(n_pairs: int, plan: BatchPlan) -> int:
     """Returns the optimizer steps of one pass over `n_pairs`; the last one may be smaller."""
-    micro_batches = math.ceil(n_pairs / (plan.micro_batch * plan.world_size))
-    return math.ceil(micro_batches / plan.accumulation)
+    return math.ceil(n_pairs / plan.global_batch)
 
 
 def training_arguments(recipe: Recipe, plan: BatchPlan, n_pairs: int, n_validation: int, output: Path) -> DPOConfig:

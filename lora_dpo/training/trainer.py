@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,22 +11,27 @@ from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
+from lora_dpo.console import note, tracked
 from lora_dpo.data.chat import TokenisedPair
+from lora_dpo.errors import UserError
 from lora_dpo.model.precision import choose_dtype
+from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.dropout import set_adapter_dropout
 from lora_dpo.training.zero_margin import check_first_loss
+from lora_dpo.tree.hf import Batching, PlannedTrainer, set_up
 
 _TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-class PreferenceTrainer(DPOTrainer):
-    """Trains on pairs that are tokenised already, and checks the first loss.
+class PreferenceTrainer(PlannedTrainer, DPOTrainer):
+    """Trains on pairs that are tokenised already, over trees where the model can, and checks the first loss.
 
-    Losses, reference handling, metrics and checkpoints are TRL's.
+    Losses, reference handling and checkpoints are TRL's.
 
     Args:
         recipe: The recipe.
+        plan: How steps are cut.
         model: Base model, or a PEFT model whose adapter is continued.
         args: TRL's arguments.
         train_pairs: Training pairs.
@@ -34,11 +40,15 @@ class PreferenceTrainer(DPOTrainer):
         peft_config: Configuration of a fresh adapter, if there is to be one.
         callbacks: Further callbacks.
         reference: The frozen reference, where the whole model is trained.
+
+    Raises:
+        UserError: Trees are asked for, and the model cannot do them.
     """
 
     def __init__(
         self,
         recipe: Recipe,
+        plan: BatchPlan,
         model: PreTrainedModel,
         args: DPOConfig,
         train_pairs: list[TokenisedPair],
@@ -62,6 +72,24 @@ class PreferenceTrainer(DPOTrainer):
         )
         for trained_or_reference in filter(None, (self.model, self.ref_model)):
             set_adapter_dropout(trained_or_reference, recipe.adapter.dropout)
+        self._set_up_trees(plan)
+        if recipe.dpo.reference == "cached":
+            self.compute_reference()
+
+    def _set_up_trees(self, plan: BatchPlan) -> None:
+        train = self._recipe.train
+        batching = Batching(train.group_by_prompt, train.weight == "group", plan.tokens, plan.global_batch)
+        reason = set_up(self, batching, trees=train.trees != "off")
+        if reason is not None and train.trees == "on":
+            raise UserError(
+                f"train.trees is on, but {reason}.", fix="Use train.trees=auto, which goes on without them."
+            )
+        if reason is not None and train.trees == "auto":
+            note(f"Trees are off: {reason}.")
+
+    def progress(self, steps: Iterable[Any], description: str) -> Iterable[Any]:
+        """Shows how far a pass over the data is."""
+        return tracked(steps, description)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         if set(_TOKENS) <= set(dataset.column_names):
@@ -71,12 +99,14 @@ class PreferenceTrainer(DPOTrainer):
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Computes TRL's loss; the first one of a fresh run is held against its zero-margin value."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if self._first_loss_pending and model.training:
+        weight = inputs["pair_weights"].sum().item() if self._first_loss_pending else 0.0
+        if self._first_loss_pending and model.training and weight > 0:  # a micro-batch's part of the step's mean
             self._first_loss_pending = False
             if self.state.global_step == 0 and self._recipe.adapter.dropout == 0:
-                value = (loss[0] if isinstance(loss, tuple) else loss).item()
+                value = (loss[0] if isinstance(loss, tuple) else loss).item() / weight
                 if self.aux_loss_enabled:  # a mixture of experts adds its router's loss, which depends on the data
-                    value -= self.router_aux_loss_coef * self._metrics["train"]["aux_loss"][-1]
+                    means, _ = self.tallies["train"].means(lambda totals: totals)
+                    value -= self.router_aux_loss_coef * means["aux_loss"]
                 check_first_loss(value, self._recipe.dpo, choose_dtype(self._recipe.model.dtype))
         return loss
 

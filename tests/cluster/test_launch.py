@@ -147,7 +147,7 @@ def test_more_processes_than_there_can_be_are_refused(
 def test_a_batch_that_cannot_be_shared_is_refused_before_anything_starts(gpus) -> None:
     gpus(3)
     with pytest.raises(UserError, match="global_batch_size 16 cannot be shared equally by 3 processes"):
-        plan_launch(recipe("ddp"), ARGUMENTS)
+        plan_launch(recipe("ddp", micro=4), ARGUMENTS)
     gpus(1)
     with pytest.raises(UserError, match="micro_batch_size 3 x 1 process does not divide"):
         plan_launch(recipe(micro=3), ARGUMENTS)

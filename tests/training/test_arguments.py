@@ -160,14 +160,14 @@ def test_checkpoints(train: dict, expected: tuple) -> None:
 
 
 def test_further_arguments_of_trl_are_passed_on() -> None:
-    args = arguments(recipe(train={"trl": {"precompute_ref_log_probs": True, "adam_beta2": 0.95}}))
-    assert args.precompute_ref_log_probs
+    args = arguments(recipe(train={"trl": {"dataloader_num_workers": 2, "adam_beta2": 0.95}}))
+    assert args.dataloader_num_workers == 2
     assert args.adam_beta2 == 0.95
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("adam_beta22", "Did you mean 'adam_beta2'?"), ("precompute_ref_logprobs", "'precompute_ref_log_probs'")],
+    [("adam_beta22", "Did you mean 'adam_beta2'?"), ("dataloader_workers", "'dataloader_num_workers'")],
 )
 def test_unknown_argument_of_trl(name: str, hint: str) -> None:
     with pytest.raises(UserError, match=f"train.trl.{name} is no argument") as caught:

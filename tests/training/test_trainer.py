@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
@@ -62,7 +63,9 @@ def test_losses_are_those_of_an_unmodified_dpo_trainer(loss: str, tiny_models, t
         dpo={"loss": loss},
         train={"max_steps": 8, "learning_rate": 1e-2, "warmup": 0.0, "micro_batch_size": 2},
     )
-    ours = losses(small_trainer(recipe, count=8))
+    trainer = small_trainer(recipe, count=8)
+    order = [place.index for epoch in range(4) for part in trainer.train_plan().micro_batches(epoch) for place in part]
+    ours = losses(trainer)
 
     conversations = [
         {
@@ -74,15 +77,15 @@ def test_losses_are_those_of_an_unmodified_dpo_trainer(loss: str, tiny_models, t
     ]
     plan = plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, 1)
     model = load_model(recipe.model)
-    theirs = losses(
-        DPOTrainer(
-            model=model,
-            args=training_arguments(recipe, plan, 8, 0, tmp_path / "trl"),
-            train_dataset=Dataset.from_list(conversations),
-            processing_class=load_tokenizer(recipe.model),
-            peft_config=lora_config(recipe.adapter, model),
-        )
+    unmodified = DPOTrainer(
+        model=model,
+        args=training_arguments(recipe, plan, 8, 0, tmp_path / "trl"),
+        train_dataset=Dataset.from_list([conversations[index] for index in order]),
+        processing_class=load_tokenizer(recipe.model),
+        peft_config=lora_config(recipe.adapter, model),
     )
+    unmodified._get_train_sampler = lambda dataset: SequentialSampler(dataset)
+    theirs = losses(unmodified)
     assert len(ours) == 8
     assert ours == pytest.approx(theirs, abs=1e-5)
     assert abs(ours[-1] - ours[0]) > 1e-2, "nothing moved, so equality says little"
@@ -108,7 +111,7 @@ def test_continued_adapter_is_its_own_reference(tiny_models, tmp_path: Path) -> 
 
 
 def test_precomputed_reference_of_a_continued_adapter_has_no_dropout(tiny_models, tmp_path: Path) -> None:
-    """TRL computes it inside its constructor, with the dropout that the adapter was saved with."""
+    """The adapter was saved with a dropout, which is active where nothing switches it off."""
     model = tiny_models("llama")
     first = small_trainer(small_recipe(model, tmp_path, adapter={"dropout": 0.5}, train={"learning_rate": 0.1}))
     first.train()
@@ -120,11 +123,18 @@ def test_precomputed_reference_of_a_continued_adapter_has_no_dropout(tiny_models
         model,
         tmp_path,
         adapter={"init_from": str(tmp_path / "adapter")},
-        train={"trl": {"precompute_ref_log_probs": True}},
     )
     second = small_trainer(recipe)
-    expected = small_trainer(small_recipe(model, tmp_path, adapter={"init_from": str(tmp_path / "adapter")}))
+    live = small_recipe(
+        model,
+        tmp_path,
+        adapter={"init_from": str(tmp_path / "adapter")},
+        dpo={"reference": "live"},
+        train={"trees": "off"},
+    )
+    expected = small_trainer(live)
     batch = expected.data_collator([expected.train_dataset[n] for n in range(4)])
+    del batch["pair_weights"]
     chosen, rejected = expected.compute_ref_log_probs(expected.model, batch)
     assert second.train_dataset["ref_chosen_logps"] == pytest.approx(chosen.tolist(), abs=1e-4)
     assert second.train_dataset["ref_rejected_logps"] == pytest.approx(rejected.tolist(), abs=1e-4)

@@ -39,7 +39,7 @@ def test_collator_puts_chosen_rows_first() -> None:
 
 
 def test_tokenised_data_reaches_the_batch_unchanged(tiny_models, tmp_path: Path) -> None:
-    recipe = small_recipe(tiny_models("gemma2"), tmp_path)
+    recipe = small_recipe(tiny_models("gemma2"), tmp_path, dpo={"reference": "live"})
     pairs = tokenised(recipe)
     trainer = small_trainer(recipe, validation=2)
     assert trainer.train_dataset[:] == as_dataset(pairs)[:]

@@ -1,0 +1,45 @@
+"""How optimizer steps are cut for this data set: by pairs, or into as few micro-batches as a token budget allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lora_dpo.data.chat import TokenisedPair
+from lora_dpo.errors import UserError
+from lora_dpo.recipe.batch import BatchPlan, plan_batches, token_budget
+from lora_dpo.recipe.schema import Recipe
+from lora_dpo.tree.sampler import PairTokens, Shape, accumulation_within
+
+
+def plan_steps(recipe: Recipe, pairs: Sequence[TokenisedPair], world_size: int) -> BatchPlan:
+    """Returns how the recipe's global batch is cut.
+
+    Args:
+        recipe: The recipe.
+        pairs: Training pairs.
+        world_size: Number of processes.
+
+    Raises:
+        UserError: The global batch cannot be shared by the processes, or does not divide by a given micro-batch.
+    """
+    train, tokens = recipe.train, token_budget(recipe)
+    if tokens is None:
+        return plan_batches(train.global_batch_size, train.micro_batch_size, world_size)
+    size = train.global_batch_size
+    if size < world_size:
+        raise UserError(
+            f"train.global_batch_size {size} is less than a pair for each of {world_size} processes.",
+            fix=f"Take train.global_batch_size {world_size} or more.",
+        )
+    steps = math.ceil(len(pairs) / size)
+    epochs = math.ceil(train.epochs if train.max_steps is None else train.max_steps / steps)
+    accumulation = accumulation_within(
+        [PairTokens(p.prompt_ids, p.chosen_ids, p.rejected_ids, tuple(p.prompt_ids)) for p in pairs],
+        Shape(size, world_size, 1),
+        tokens,
+        epochs,
+        seed=recipe.run.seed,
+        by_group=train.group_by_prompt,
+    )
+    return BatchPlan(size, math.ceil(size / (accumulation * world_size)), accumulation, world_size, tokens)

@@ -1,0 +1,462 @@
+"""The seam with Transformers and TRL: the only file of this package that knows them.
+
+Reading order: `enable`, then what it puts in front of the trainer's class (`PlannedTrainer`), then what it teaches the
+model (`teach_trees`).
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from trl import DPOTrainer
+from trl.models.utils import prepare_deepspeed
+from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
+
+from lora_dpo.tree.attention import block_attention
+from lora_dpo.tree.collate import PlanCollator, ScoredTree, scored_tree
+from lora_dpo.tree.local import WithoutGather, weighting
+from lora_dpo.tree.rows import lay_out
+from lora_dpo.tree.sampler import MicroBatchSampler, PairPlan, PlannedRows, Shape, pair_tokens
+from lora_dpo.tree.score import Head
+from lora_dpo.tree.tally import Tally
+from lora_dpo.tree.tree import Tree
+
+_PREFIX = "lora_dpo_tree_"
+_REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
+_SHARING = "tree/sharing"
+_NO_MEAN_OVER_PAIRS = {"aot", "aot_unpaired", "sft"}
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How pairs are put into micro-batches.
+
+    Attributes:
+        group_by_prompt: Pairs of one prompt travel together.
+        equal_prompts: The loss is a mean over the prompts of a step, not over its pairs.
+        tokens: Distinct tokens that a micro-batch should have: steps are cut where these are equal. None cuts where
+            pairs are.
+        global_batch: Pairs a step, over all processes; None is the product of the trainer's own arguments.
+    """
+
+    group_by_prompt: bool = True
+    equal_prompts: bool = False
+    tokens: int | None = None
+    global_batch: int | None = None
+
+
+def enable(trainer: DPOTrainer, batching: Batching | None = None) -> str | None:
+    """Makes a `DPOTrainer` compute every distinct token once. Call it before `train()`; nothing else changes.
+
+    Losses, rewards and gradients stay what they were, up to rounding. The micro-batch sizes are the trainer's own, but
+    pairs of one prompt now travel together (see `Batching`), and metrics are means over pairs and tokens, not over
+    micro-batches.
+
+    Args:
+        trainer: A trainer that has not started.
+        batching: How pairs are put into micro-batches.
+
+    Returns:
+        None, or the reason why this trainer goes on without trees; it is given as a warning as well.
+
+    Raises:
+        ValueError: The batching does not fit the trainer's loss.
+    """
+    kind = type(trainer)
+    trainer.__class__ = type(f"Tree{kind.__name__}", (PlannedTrainer, kind), {})
+    reason = set_up(trainer, batching or Batching())
+    if reason is not None:
+        warnings.warn(f"Trees are off: {reason}.", stacklevel=2)
+    if trainer.precompute_ref_logps:  # by a kernel whose last digits differ from those that training will see
+        trainer.compute_reference()
+    return reason
+
+
+def set_up(trainer: PlannedTrainer, batching: Batching, *, trees: bool = True) -> str | None:
+    """Gives a trainer its collator and batching, and its models their forward over trees.
+
+    Args:
+        trainer: A trainer that has not started.
+        batching: How pairs are put into micro-batches.
+        trees: Whether to use trees; without them batching, metrics and the reference cache remain.
+
+    Returns:
+        None, or why trees are off.
+
+    Raises:
+        ValueError: The batching does not fit the trainer's loss.
+    """
+    losses = sorted(_NO_MEAN_OVER_PAIRS.intersection(trainer.loss_types))
+    if losses and (batching.tokens is not None or batching.equal_prompts):
+        raise ValueError(f"the loss {losses[0]} is no mean over pairs, so micro-batches must have equally many")
+    reason = _why_not(trainer) or _prove(_base_model(trainer.model)) if trees else "they are switched off"
+    if reason is None:
+        teach_trees(_base_model(trainer.model))
+        if trainer.ref_model is not None:
+            teach_trees(_base_model(trainer.accelerator.unwrap_model(trainer.ref_model)))
+    trainer.data_collator = PlanCollator(trainer.data_collator, trees=reason is None)
+    trainer.batching, trainer.tallies = batching, {}
+    return reason
+
+
+class PlannedTrainer:
+    """What goes in front of a `DPOTrainer` class: planned micro-batches, exact metrics, the reference computed once.
+
+    Losses, reference handling, the optimizer loop and checkpoints stay TRL's.
+    """
+
+    batching: Batching
+    tallies: dict[str, Tally]
+
+    def train_plan(self) -> PairPlan:
+        """Returns which training pairs travel together, in every epoch; the same on every process."""
+        args, batching, world = self.args, self.batching, self.accelerator.num_processes
+        own_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
+        shape = Shape(
+            batching.global_batch or own_size,
+            world,
+            args.gradient_accumulation_steps,
+            by_tokens=batching.tokens is not None,
+            equal_pairs=not _NO_MEAN_OVER_PAIRS.isdisjoint(self.loss_types),
+        )
+        return PairPlan(
+            pair_tokens(self.train_dataset),
+            shape,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            by_group=batching.group_by_prompt,
+            equal_groups=batching.equal_prompts,
+            chunk_tokens=batching.tokens,
+        )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Returns this process's part of the plan."""
+        return self._loader(self.train_dataset, self.train_plan())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Returns this process's part of an evaluation: in the order given, no pair twice."""
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self._loader(rows, self._in_order(rows, self.args.per_device_eval_batch_size))
+
+    def compute_reference(self) -> None:
+        """Computes the reference's log-probs of all pairs now, so that training needs no reference model."""
+        self.precompute_ref_logps = True
+        args = self.args
+        size = args.precompute_ref_batch_size or args.per_device_train_batch_size
+        self.train_dataset = self._precompute_ref_logps(self.train_dataset, "train", size)
+        size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
+        if isinstance(self.eval_dataset, dict):
+            for name, rows in self.eval_dataset.items():
+                self.eval_dataset[name] = self._precompute_ref_logps(rows, name, size)
+        elif self.eval_dataset is not None:
+            self.eval_dataset = self._precompute_ref_logps(self.eval_dataset, "eval", size)
+
+    def progress(self, steps: Iterable[Any], description: str) -> Iterable[Any]:
+        """Shows how far a pass over the data is; to be overridden."""
+        return tqdm(steps, desc=description, disable=not self.is_world_process_zero())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs exact means over everything since the last line, reduced over the processes once."""
+        mode = "train" if self.model.training else "eval"
+        tally = self.tallies.pop(mode, None)
+        if tally is not None:
+            means, counts = tally.means(functools.partial(self.accelerator.reduce, reduction="sum"))
+            if mode == "train":
+                self._total_train_tokens += int(counts["tokens"])
+            loss = means.pop("loss")
+            if mode == "eval":  # Trainer averaged over micro-batches, of unequal sizes
+                logs.update({key: loss for key in logs if key.endswith("_loss")})
+            del means["tokens"]
+            means["num_tokens"] = self._total_train_tokens
+            self._metrics[mode].update({key: [value] for key, value in means.items()})
+        super().log(logs, start_time)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        inputs = dict(inputs)
+        weights = inputs.pop("pair_weights", None)
+        if weights is None:  # a batch of somebody else's collator
+            return super()._compute_loss(model, inputs, return_outputs)
+        weights, training = weights[0], self.model.training
+        weighted = training and self.batching.equal_prompts
+        with self._metrics_kept_here() as metrics:
+            result = super()._compute_loss(weighting(model, weights) if weighted else model, inputs, return_outputs)
+        loss, *others = result if return_outputs else (result,)
+        loss = loss.as_subclass(Tensor)
+        self._tally("train" if training else "eval", metrics, inputs, weights > 0, loss.detach())
+        if training and not weighted:
+            loss = loss * weights.sum()  # equal weights: TRL's mean divides by their number
+        return (loss, *others) if return_outputs else loss
+
+    @contextmanager
+    def _metrics_kept_here(self) -> Iterator[dict[str, list[Any]]]:
+        """Lets TRL compute one micro-batch's metrics without a collective and without waiting for the device."""
+        kept = self._metrics, self.accelerator, self._total_train_tokens
+        local: dict[str, list[Any]] = defaultdict(list)
+        self._metrics, self.accelerator = defaultdict(lambda: local), WithoutGather(self.accelerator)
+        try:
+            yield local
+        finally:
+            self._metrics, self.accelerator, self._total_train_tokens = kept
+
+    def _tally(
+        self, mode: str, metrics: dict[str, list[Any]], inputs: dict[str, Any], real: Tensor, loss: Tensor
+    ) -> None:
+        """Adds a micro-batch's means, each with the number of things it is the mean of."""
+        rows = torch.cat([real, real])[:, None]
+        chosen, rejected = (half.sum() for half in (inputs["completion_mask"][:, 1:] * rows).chunk(2))
+        counts = {
+            "entropy": chosen + rejected,
+            "logits/chosen": chosen,
+            "logits/rejected": rejected,
+            "mean_token_accuracy": chosen,
+        }
+        tally, pairs = self.tallies.setdefault(mode, Tally()), real.sum()
+        for name, values in metrics.items():
+            if name != "num_tokens":
+                value = values[-1]
+                tally.add(
+                    name, value.as_subclass(Tensor) if isinstance(value, Tensor) else value, counts.get(name, pairs)
+                )
+        tally.add("loss", loss, pairs)
+        tally.add("tokens", 0.0, (inputs["attention_mask"] * rows).sum())
+        if (tree := inputs.get("tree")) is not None:
+            tally.add(_SHARING, tree.n_tokens / tree.tree.ids.shape[1], float(tree.tree.ids.shape[1]))
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """Computes them with the kernels that train, each pair on one process; TRL would read a cache file."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        micro_batches = self._in_order(dataset, batch_size).micro_batches(0)[rank::world]
+        model = self._reference_model()
+        values = torch.zeros(len(dataset), 2, device=self.accelerator.device)
+        for places in self.progress(micro_batches, f"reference log-probs, {name}"):
+            batch = send_to_device(self.data_collator([dataset[p.index] for p in places]), values.device)
+            del batch["pair_weights"]
+            scores = torch.stack(self.compute_ref_log_probs(model, batch), 1).to(values.dtype)
+            for row, place in enumerate(places):
+                if place.weight > 0:
+                    values[place.index] = scores[row]
+        columns = zip(*self.accelerator.reduce(values, reduction="sum").tolist(), strict=True)
+        dataset = dataset.remove_columns([column for column in _REFERENCE if column in dataset.column_names])
+        for column, side in zip(_REFERENCE, columns, strict=True):
+            dataset = dataset.add_column(column, list(side))
+        return dataset
+
+    def _reference_model(self) -> Any:
+        if self.ref_model is None and self.is_deepspeed_enabled:  # as TRL does: training has not built an engine yet
+            if self._precompute_engine is None:
+                self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
+            return self._precompute_engine
+        return self.ref_model or self.model
+
+    def _in_order(self, rows: Any, batch_size: int) -> PairPlan:
+        world = self.accelerator.num_processes
+        return PairPlan(pair_tokens(rows), Shape(batch_size * world, world, 1, by_tokens=False), seed=None)
+
+    def _loader(self, rows: Any, plan: PairPlan) -> DataLoader:
+        args = self.args
+        self.accelerator.even_batches = False  # the plan is even; Accelerate would repeat pairs
+        loader = DataLoader(
+            PlannedRows(rows),
+            batch_sampler=MicroBatchSampler(plan, args.per_device_train_batch_size),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+        )
+        return self.accelerator.prepare(loader)
+
+
+def _base_model(model: Any) -> PreTrainedModel:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _why_not(trainer: DPOTrainer) -> str | None:
+    """Returns why a trainer cannot use trees, as far as its settings tell."""
+    model = trainer.model
+    config = model.config.get_text_config()
+    if model.config.is_encoder_decoder:
+        return "an encoder-decoder model reads the prompt in both directions"
+    if isinstance(model, PeftModel) and any(part.is_prompt_learning for part in model.peft_config.values()):
+        return "a prompt-learning adapter puts virtual tokens before every sequence"
+    if trainer.aux_loss_enabled:
+        return "a router's loss depends on how often a token is repeated"
+    if trainer._is_vision_dataset:
+        return "images are not part of a token tree"
+    if any(getattr(part, "p", 0) > 0 for layer in model.modules() for part in _dropouts(layer)):
+        return "adapter.dropout draws a mask for every repeated token"
+    other = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if other:
+        return f"layers of type {', '.join(sorted(other))} pass a state along the row"
+    if getattr(config, "attention_chunk_size", None):
+        return "chunked attention cuts by index, not by position"
+    return None
+
+
+def _dropouts(layer: torch.nn.Module) -> list[torch.nn.Module]:
+    if isinstance(layer, BaseTunerLayer):
+        return list(getattr(layer, "lora_dropout", {}).values())
+    return [layer] if isinstance(layer, torch.nn.Dropout) else []
+
+
+def _prove(model: PreTrainedModel) -> str | None:
+    """Tries a small forest on the model itself; returns what is wrong, or None.
+
+    A model whose weights are elsewhere (meta tensors, ZeRO-3, FSDP) is taken at its settings' word.
+    """
+    if any(part.is_meta or hasattr(part, "ds_id") or isinstance(part, DTensor) for part in model.parameters()):
+        return None
+    batch, tree = _probe(model.get_input_embeddings().weight.shape[0])
+    batch, tree = send_to_device(batch, model.device), tree.to(model.device)
+    training, forward, attention = model.training, model.forward, model.config._attn_implementation
+    model.eval()
+    try:
+        with torch.no_grad():
+            plain = model(**batch, fused_lm_head=True).log_probs
+            teach_trees(model)
+            treed = model(tree=tree, fused_lm_head=True).log_probs
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+        return f"{type(model).__name__} does not take a tree ({(str(error) or repr(error)).splitlines()[0]})"
+    finally:
+        model.forward = forward
+        if model.config._attn_implementation != attention:
+            model.set_attn_implementation(attention)
+        model.train(training)
+    off = (plain - treed).abs().max().item()
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.3
+    return None if off <= tolerance else f"{type(model).__name__} lets a token see more than what stands before it"
+
+
+def _probe(vocabulary: int) -> tuple[dict[str, Tensor], ScoredTree]:
+    """Returns a batch of sequences that share beginnings, and its tree."""
+    tokens = torch.randint(vocabulary, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    prompt, ids = tokens[:12], tokens[12:]
+    rows = [prompt + ids[:8], prompt + ids[:3] + ids[8:14], prompt + ids[14:16], ids[16:28]]
+    width = max(map(len, rows))
+    present = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    batch = {"input_ids": torch.tensor([row + [0] * (width - len(row)) for row in rows]), "attention_mask": present}
+    tree = scored_tree(**batch, completion_mask=present)
+    return batch | {"labels": batch["input_ids"].masked_fill(present == 0, -100)}, tree
+
+
+def teach_trees(model: PreTrainedModel) -> None:
+    """Lets a causal model that has TRL's fused head answer `model(..., tree=tree, fused_lm_head=True)`.
+
+    Calls without a tree go where they went before, generation included. A model with Transformers' exchangeable
+    attention gets tree attention in front of its own; any other gets a dense mask.
+
+    Args:
+        model: The base model, inside any PEFT wrapper, after TRL's `add_fused_lm_head`.
+    """
+    hidden_states = _dense_hidden_states
+    if model._supports_attention_backend:
+        hidden_states = _hidden_states
+        own = model.config._attn_implementation
+        if (name := _PREFIX + own) not in ALL_ATTENTION_FUNCTIONS:
+            AttentionInterface.register(name, functools.partial(_attention, own))
+            AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
+        model.set_attn_implementation(name)
+    plain_forward = model.forward
+
+    @functools.wraps(plain_forward)
+    def forward(self: PreTrainedModel, *args: Any, tree: ScoredTree | None = None, **kwargs: Any) -> Any:
+        if tree is None or not kwargs.get("fused_lm_head"):
+            return plain_forward(*args, **kwargs)
+        hidden, output = hidden_states(self, tree.tree), self.get_output_embeddings()
+        with maybe_gather_lm_head_ctx(output.weight, output.bias):
+            scores = tree.score(hidden.to(output.weight.device), _head(self))
+        return FusedCausalLMOutput(**scores._asdict(), label_mask=tree.slots > 0)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _hidden_states(model: PreTrainedModel, tree: Tree) -> Tensor:
+    """Returns the last hidden state of each node, (N, d), by tree attention over one row without padding."""
+    return model.base_model(
+        input_ids=tree.ids,
+        position_ids=tree.depth,
+        attention_mask=tree.ids.new_empty(1, 1, 1, 1),  # Transformers makes no mask where it is given four axes
+        use_cache=False,
+        tree=tree,
+    ).last_hidden_state[0]
+
+
+def _dense_hidden_states(model: PreTrainedModel, tree: Tree) -> Tensor:
+    """Returns the last hidden state of each node, (N, d), by the model's own attention under a ready mask."""
+    if getattr(model.config.get_text_config(), "sliding_window", None):
+        raise NotImplementedError("its attention has a sliding window and cannot be exchanged")
+    rows = lay_out(tree)
+    mask = rows.visible
+    if model.config._attn_implementation != "sdpa":  # eager attention adds its mask to the logits
+        dtype = model.get_input_embeddings().weight.dtype
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+    output = model.base_model(input_ids=rows.ids, position_ids=rows.depth, attention_mask=mask, use_cache=False)
+    return output.last_hidden_state.flatten(0, 1)[rows.place]
+
+
+def _head(model: PreTrainedModel) -> Head:
+    config = model.config.get_text_config()
+    output = model.get_output_embeddings()
+    weight, bias = (part.full_tensor() if isinstance(part, DTensor) else part for part in (output.weight, output.bias))
+    return Head(weight, bias, _logit_scale(config), getattr(config, "final_logit_softcapping", None))
+
+
+def _logit_scale(config: Any) -> float:
+    """Returns the factor of the logits under the names that models give it, as TRL's fused head reads them."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return 1.0
+    return float(scaling) if config.model_type == "hyperclovax" else 1.0 / scaling
+
+
+def _attention(
+    own: str,
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    tree: Tree | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attends over the tree where there is one, and otherwise as the model did before."""
+    if tree is None:
+        given = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
+        kwargs |= {name: value for name, value in given.items() if value is not None}
+        plain = ALL_ATTENTION_FUNCTIONS.get_interface(own, _eager(module))
+        return plain(module, query, key, value, attention_mask, **kwargs)
+    unknown = [name for name in ("position_bias", "s_aux") if kwargs.get(name) is not None]
+    if unknown:
+        raise NotImplementedError(f"its attention uses {', '.join(unknown)}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return block_attention(query, key, value, tree, scale=scale, window=sliding_window, softcap=softcap), None
+
+
+def _eager(module: torch.nn.Module) -> Callable[..., Any]:
+    return sys.modules[type(module).__module__].eager_attention_forward
