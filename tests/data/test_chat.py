@@ -9,18 +9,21 @@ from lora_dpo.data.pair import Message, Pair, user
 from lora_dpo.errors import UserError
 from tests.tiny import ARCHITECTURES, tiny_tokenizer
 
-CHAT = ("llama", "tinyllama", "gemma2", "qwen3")
-PLAIN = ("gpt2", "gptj")
+CHAT = ("llama", "tinyllama", "gemma2", "gemma3", "qwen2", "qwen3")
+PLAIN = ("gpt2", "gptj", "mistral")
 END_OF_TURN = {
     "gpt2": "<|endoftext|>",
     "gptj": "<|endoftext|>",
     "llama": "<|eot_id|>",
     "tinyllama": "</s>",
+    "mistral": "</s>",
     "gemma2": "<end_of_turn>",
+    "gemma3": "<end_of_turn>",
+    "qwen2": "<|im_end|>",
     "qwen3": "<|im_end|>",
 }
 # Tokenizers of these families add a BOS themselves; GPT's and Qwen's do not, and their models never saw one.
-WITH_BOS = ("llama", "tinyllama", "gemma2")
+WITH_BOS = ("llama", "tinyllama", "mistral", "gemma2", "gemma3")
 SYSTEM: Message = {"role": "system", "content": "Answer briefly."}
 ONE_TURN = user("Why is the sky blue?")
 THREE_TURNS: tuple[Message, ...] = (
@@ -184,9 +187,10 @@ def test_plain_form_exactly(architecture: str) -> None:
     encoder, pair = encoded(architecture, (SYSTEM, *THREE_TURNS))
     assert encoder.style == "plain"
     prompt = "Answer briefly.\n\nUser: Do bats see?\n\nAssistant: Yes.\n\nUser: How well?\n\nAssistant:"
-    assert encoder.tokenizer.decode(pair.prompt_ids) == prompt
-    assert encoder.tokenizer.decode(pair.chosen_ids) == " Air scatters blue light.<|endoftext|>"
-    assert encoder.tokenizer.decode(pair.rejected_ids) == " It mirrors the sea, that is all.<|endoftext|>"
+    bos, end = "<s>" if architecture in WITH_BOS else "", END_OF_TURN[architecture]
+    assert encoder.tokenizer.decode(pair.prompt_ids) == bos + prompt
+    assert encoder.tokenizer.decode(pair.chosen_ids) == f" Air scatters blue light.{end}"
+    assert encoder.tokenizer.decode(pair.rejected_ids) == f" It mirrors the sea, that is all.{end}"
 
 
 def test_plain_is_a_choice_for_a_model_with_a_template() -> None:
