@@ -284,7 +284,7 @@ class EvaluationSection(Section):
 
     samples: int = Field(4, ge=0, description="Held-out questions answered before and after.")
     max_new_tokens: PositiveInt = Field(64, description="Longest sample answer, in tokens.")
-    batch_size: PositiveInt = Field(8, description="Sequences scored or written at once.")
+    batch_size: PositiveInt = Field(8, description="Sequences written at once; without trees, scored as well.")
 
 
 class RunSection(Section):

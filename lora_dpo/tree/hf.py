@@ -386,7 +386,13 @@ def teach_trees(model: PreTrainedModel) -> None:
             scores = tree.score(hidden.to(output.weight.device), _head(self))
         return FusedCausalLMOutput(**scores._asdict(), label_mask=tree.slots > 0)
 
+    forward.takes_trees = True
     model.forward = types.MethodType(forward, model)
+
+
+def takes_trees(model: Any) -> bool:
+    """Returns whether `teach_trees` was called on this model, or on the one inside its adapter."""
+    return hasattr(_base_model(model).forward, "takes_trees")
 
 
 def _hidden_states(model: PreTrainedModel, tree: Tree) -> Tensor:

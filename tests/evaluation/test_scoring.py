@@ -4,11 +4,13 @@ import random
 
 import pytest
 import torch
+from trl.trainer.utils import add_fused_lm_head
 
 from lora_dpo.evaluation import scoring
 from lora_dpo.evaluation.scoring import score
 from lora_dpo.model.base import load_model
 from lora_dpo.recipe.schema import ModelSection
+from lora_dpo.tree.hf import teach_trees
 from tests.tiny import ARCHITECTURES
 
 LENGTHS = [(3, 2), (1, 1), (20, 9), (7, 30), (12, 1), (2, 5)]  # prompt and completion; some past Gemma-2's window of 16
@@ -52,6 +54,27 @@ def test_equals_one_token_at_a_time(architecture: str, model_of) -> None:
     assert scores.dtype == torch.float64
     assert scores.shape == (len(given),)
     assert scores.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_over_trees(architecture: str, model_of, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(architecture)
+    shared = sequences(model.config.vocab_size)
+    given = [(prompt, completion) for prompt, _ in shared for _, completion in shared[:3]]
+    expected = [one_token_at_a_time(model, *sequence) for sequence in given]
+    add_fused_lm_head(model)
+    teach_trees(model)
+    nodes: list[int] = []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: nodes.append(args[0].numel()))
+    assert score(model, given, 4, "").tolist() == pytest.approx(expected, abs=1e-4)
+    assert len(nodes) == 1
+    monkeypatch.setattr(scoring, "_TREE_TOKENS", 60)
+    del nodes[:]
+    assert score(model, given, 4, "").tolist() == pytest.approx(expected, abs=1e-4)
+    assert len(nodes) >= 3
+    if architecture != "gptj":  # padded to rows
+        assert max(nodes) <= 60
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma2"])
