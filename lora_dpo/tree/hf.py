@@ -34,6 +34,7 @@ from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 from lora_dpo.tree.attention import block_attention
 from lora_dpo.tree.collate import PlanCollator, ScoredTree, scored_tree
 from lora_dpo.tree.local import WithoutGather, weighting
+from lora_dpo.tree.lora import fuse_adapters
 from lora_dpo.tree.rows import lay_out
 from lora_dpo.tree.sampler import MicroBatchSampler, PairPlan, PlannedRows, Shape, pair_tokens
 from lora_dpo.tree.score import Head
@@ -111,6 +112,7 @@ def set_up(trainer: PlannedTrainer, batching: Batching, *, trees: bool = True) -
     reason = _why_not(trainer) or _prove(_base_model(trainer.model)) if trees else "they are switched off"
     if reason is None:
         teach_trees(_base_model(trainer.model))
+        fuse_adapters(trainer.model)
         if trainer.ref_model is not None:
             teach_trees(_base_model(trainer.accelerator.unwrap_model(trainer.ref_model)))
     trainer.data_collator = PlanCollator(trainer.data_collator, trees=reason is None)

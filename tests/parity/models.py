@@ -16,6 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from lora_dpo.tree.collate import PlanCollator
 from lora_dpo.tree.hf import teach_trees
+from lora_dpo.tree.lora import fuse_adapters
 
 ARCHITECTURES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gptj")
 OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
@@ -69,6 +70,7 @@ def adapted(folder: Path, architecture: str, *, dtype: torch.dtype = torch.float
             torch.nn.init.normal_(value, std=0.1)
     add_fused_lm_head(model, outputs=OUTPUTS)
     teach_trees(model)
+    fuse_adapters(peft_model)
     return Adapted(peft_model)
 
 
