@@ -16,8 +16,8 @@ def fuse_adapters(model: torch.nn.Module) -> int:
     """Gives the model's LoRA layers a forward of three products, W x + s B A x, and a backward of five.
 
     This is equation 3 of Hu et al. (2021, LoRA), as PEFT computes it; but PEFT scales and adds in passes of their own,
-    each over a tensor as large as the layer's output. In any other state of a layer (merged, disabled, several adapters,
-    dropout, DoRA, quantised, sharded, a trained base, mixed types) PEFT's own forward runs.
+    each over a tensor as large as the layer's output. In any other state of a layer (merged, disabled, several
+    adapters, dropout, DoRA, quantised, sharded, a trained base, mixed types) PEFT's own forward runs.
 
     Returns:
         How many layers have it.
