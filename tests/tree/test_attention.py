@@ -232,6 +232,7 @@ def test_to_another_device() -> None:
         assert getattr(moved, name).shape == getattr(tree, name).shape
         assert getattr(tree, name).device.type == "cpu"
     assert moved.blocks == tree.blocks
+    assert moved.chains == tree.chains
     assert moved.cache == {}
     assert moved.cuts(None, 1)[0].pieces[0].mask.device.type == "meta"
     assert tree.cuts(None, 1) is cuts

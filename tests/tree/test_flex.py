@@ -18,7 +18,7 @@ from lora_dpo.tree.flex import block_mask, flex_attention
 from lora_dpo.tree.forest import Forest, build_forest
 from lora_dpo.tree.tree import Tree
 from tests.tree.dense import FORKED, HEADS, SCALE, assert_close, attended, dense, inputs
-from tests.tree.forests import forests, seen
+from tests.tree.forests import forests, long_forest, seen
 
 WINDOWS = [None, 1, 2, 3, 7, 50]
 
@@ -36,14 +36,6 @@ def _eager_with_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch refuses gradients on the CPU because compiled code has none; its plain algebra has them."""
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-
-
-def long_forest(stem: int) -> Forest:
-    """Trees of two roots, whose branches are longer than a tile, or share one."""
-    beginning = [9] * stem
-    return build_forest(
-        [beginning + [1] * 160, beginning + [2] * 40, beginning[: stem // 2] + [3] * 60, [4] * 50, [4] * 30 + [5] * 9]
-    )
 
 
 def padded(forest: Forest, size: int, window: int | None) -> Tensor:
