@@ -1,4 +1,7 @@
-"""Which kernel attends: decided for each call from what the device and the tree are."""
+"""Which kernel attends: decided for each call from what the device and the tree are.
+
+Only the blocks' has run so far, on the CPU: what is chosen on a GPU, and its limits here, come from documentation.
+"""
 
 from __future__ import annotations
 
