@@ -36,9 +36,6 @@ def block_attention(
     Returns:
         Shape (1, N, heads, head_dim).
     """
-    device = query.device.type
-    if torch.is_autocast_enabled(device):
-        query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
     return _BlockAttention.apply(query, key, value, tree, window, Scores(scale, softcap))
 
 

@@ -35,6 +35,11 @@ class Block:
         size = self.end - self.start
         return OVERHEAD + size * (len(self.path) + size)
 
+    def keys(self, window: int | None) -> Index:
+        """Returns the nodes that some query of the block sees: ancestors within a sliding window, then the block."""
+        path = self.path if window is None else self.path[max(0, len(self.path) - window + 1) :]
+        return np.concatenate([path, np.arange(self.start, self.end)])
+
 
 def chains(forest: Forest) -> list[Block]:
     """Returns the forest's unbranched pieces with their ancestors: the finest cut, without a masked-out product."""

@@ -31,7 +31,7 @@ from trl import DPOTrainer
 from trl.models.utils import prepare_deepspeed
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
-from lora_dpo.tree.attention import block_attention
+from lora_dpo.tree.choice import tree_attention
 from lora_dpo.tree.collate import PlanCollator, ScoredTree, scored_tree
 from lora_dpo.tree.local import WithoutGather, weighting
 from lora_dpo.tree.lora import fuse_adapters
@@ -463,7 +463,7 @@ def _attention(
     if unknown:
         raise NotImplementedError(f"its attention uses {', '.join(unknown)}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return block_attention(query, key, value, tree, scale=scale, window=sliding_window, softcap=softcap), None
+    return tree_attention(query, key, value, tree, scale=scale, window=sliding_window, softcap=softcap), None
 
 
 def _eager(module: torch.nn.Module) -> Callable[..., Any]:

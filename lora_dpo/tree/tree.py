@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lora_dpo.tree.blocks import OVERHEAD, Block, plan_blocks
+from lora_dpo.tree.blocks import OVERHEAD, Block, chains, plan_blocks
 from lora_dpo.tree.forest import Forest, Index
 
 
@@ -22,6 +21,7 @@ class Tree:
         depth: Positions, shape (1, N).
         subtree_end: One past each node's last descendant, shape (N,).
         blocks: How block-wise attention is cut.
+        chains: The unbranched pieces, which kernels for sequences of various lengths take one by one.
         cache: What is derived on first use and shared by all layers: masks, by kind.
     """
 
@@ -29,6 +29,7 @@ class Tree:
     depth: Tensor
     subtree_end: Tensor
     blocks: tuple[Block, ...]
+    chains: tuple[Block, ...]
     cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -39,6 +40,7 @@ class Tree:
             torch.from_numpy(forest.depth)[None],
             torch.from_numpy(forest.subtree_end),
             tuple(plan_blocks(forest)),
+            tuple(chains(forest)),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Tree:
@@ -84,12 +86,15 @@ class Tree:
             window: Sliding window, None for full attention.
             groups: Query heads that share a key head; the mask's rows are repeated for them.
         """
-        if window is not None and window >= self.depth_span:
-            window = None
+        window = self.effective(window)
         kind = ("cuts", window, groups)
         if kind not in self.cache:
             self.cache[kind] = [self._cut(block, window, groups) for block in self.blocks]
         return self.cache[kind]
+
+    def effective(self, window: int | None) -> int | None:
+        """Returns the sliding window, or None where no path is long enough for it to hide anything."""
+        return None if window is None or window >= self.depth_span else window
 
     @property
     def depth_span(self) -> int:
@@ -100,14 +105,13 @@ class Tree:
 
     def _cut(self, block: Block, window: int | None, groups: int) -> Cut:
         size, device = block.end - block.start, self.ids.device
-        path = block.path if window is None else block.path[max(0, len(block.path) - window + 1) :]
-        own = slice(block.start, block.end)
-        unmasked = block.chain and (window is None or len(path) + size <= window)
+        keys = block.keys(window)
+        path, own = keys[:-size], slice(block.start, block.end)
+        unmasked = block.chain and (window is None or len(keys) <= window)
         if unmasked and len(path) == 0:
             return Cut(own, (Piece(own, None, causal=True),))
         if unmasked and size * size > 2 * OVERHEAD:  # the masked triangle would cost more than a second call
             return Cut(own, (Piece(self._keys(path), None, causal=False), Piece(own, None, causal=True)))
-        keys = np.concatenate([path, np.arange(block.start, block.end)])
         nodes = torch.from_numpy(keys).to(device)
         hidden = ~self.visible(nodes[len(path) :], nodes, window)
         mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, float("-inf")).repeat(groups, 1)

@@ -34,6 +34,14 @@ def forests(draw: st.DrawFn) -> Forest:
     return build_forest(draw(token_lists(min_size=1).filter(any)))
 
 
+def long_forest(stem: int) -> Forest:
+    """Trees of two roots, whose branches are longer than a tile, or share one."""
+    beginning = [9] * stem
+    return build_forest(
+        [beginning + [1] * 160, beginning + [2] * 40, beginning[: stem // 2] + [3] * 60, [4] * 50, [4] * 30 + [5] * 9]
+    )
+
+
 def ancestors(forest: Forest, node: int) -> list[int]:
     """Returns the nodes from the root to the node, the node left out, found by walking up its parents."""
     found: list[int] = []

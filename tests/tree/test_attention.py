@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,66 +12,14 @@ from lora_dpo.tree.blocks import OVERHEAD
 from lora_dpo.tree.forest import Forest, build_forest
 from lora_dpo.tree.kernels import Scores, attend, attend_backward
 from lora_dpo.tree.tree import Tree
+from tests.tree.dense import FORKED, HEADS, SCALE, Result, assert_close, attended, dense, inputs
 from tests.tree.forests import ancestors, forests, overhead, seen
-
-HEADS = [(4, 4), (4, 2), (3, 1)]
-SCALE = 0.6
-# A stem of 3; below it chains of 5 and 4, which fork into 6 and 2, and into 3 and 2; and a tree of its own of 7.
-FORKED = [
-    [1, 1, 1, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4],
-    [1, 1, 1, 2, 2, 2, 2, 2, 5, 5],
-    [1, 1, 1, 3, 3, 3, 3, 8, 8, 8],
-    [1, 1, 1, 3, 3, 3, 3, 9, 9],
-    [6, 6, 6, 6, 6, 6, 6],
-]
-
-
-class Result(NamedTuple):
-    output: Tensor
-    of_query: Tensor
-    of_key: Tensor
-    of_value: Tensor
-
-
-def inputs(forest: Forest, heads: tuple[int, int], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Returns queries, keys, values and a gradient of the output, as random as they are reproducible."""
-    generator = torch.Generator().manual_seed(len(forest))
-    query_heads, key_heads = heads
-    shapes = [(1, n, len(forest), 8) for n in (query_heads, key_heads, key_heads)] + [(1, len(forest), query_heads, 8)]
-    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
-
-
-def dense(
-    parts: list[Tensor], forest: Forest, window: int | None = None, softcap: float | None = None, scale: float = SCALE
-) -> Result:
-    """Returns masked softmax attention, in double precision, who sees whom found by walking up the parents."""
-    query, key, value, gradient = (part.detach().double() for part in parts)
-    for part in (query, key, value):
-        part.requires_grad_()
-    groups = query.shape[1] // key.shape[1]
-    logits = scale * query @ key.repeat_interleave(groups, 1).transpose(-1, -2)
-    if softcap is not None:
-        logits = softcap * (logits / softcap).tanh()
-    weights = logits.masked_fill(~seen(forest, window), float("-inf")).softmax(-1)
-    output = (weights @ value.repeat_interleave(groups, 1)).transpose(1, 2)
-    output.backward(gradient)
-    return Result(output, query.grad, key.grad, value.grad)
 
 
 def blockwise(
     parts: list[Tensor], tree: Tree, window: int | None = None, softcap: float | None = None, scale: float = SCALE
 ) -> Result:
-    query, key, value = (part.detach().clone().requires_grad_() for part in parts[:3])
-    output = block_attention(query, key, value, tree, scale=scale, window=window, softcap=softcap)
-    output.backward(parts[3].to(output.dtype))
-    return Result(output, query.grad, key.grad, value.grad)
-
-
-def assert_close(found: Result, expected: Result, tolerance: float = 2e-5) -> None:
-    for name, one, other in zip(Result._fields, found, expected, strict=True):
-        torch.testing.assert_close(
-            one.double(), other, atol=tolerance, rtol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
-        )
+    return attended(block_attention, parts, tree, scale=scale, window=window, softcap=softcap)
 
 
 def pieces(tree: Tree, window: int | None = None) -> set[tuple[str, str]]:
@@ -166,24 +112,6 @@ def test_bf16(heads: tuple[int, int], price: int, window: int | None, softcap: f
         found = blockwise(parts, Tree.of(forest), window, softcap)
     assert {part.dtype for part in found} == {torch.bfloat16}
     assert_close(found, dense(parts, forest, window, softcap), tolerance=3e-2)
-
-
-@pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("price", [OVERHEAD, 2])
-def test_autocast_is_bf16_attention(price: int, softcap: float | None) -> None:
-    forest = build_forest(FORKED)
-    parts = inputs(forest, (4, 2))
-    low = [part.bfloat16() for part in parts]
-    with overhead(price):
-        tree = Tree.of(forest)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = blockwise(parts, tree, softcap=softcap)
-        plain = blockwise(low, tree, softcap=softcap)
-    assert found.output.dtype == torch.bfloat16
-    assert {part.dtype for part in found[1:]} == {torch.float32}  # as the inputs are
-    for one, other in zip(found, plain, strict=True):
-        assert torch.equal(one.float(), other.float())
-    assert_close(found, dense(low, forest, softcap=softcap), tolerance=3e-2)
 
 
 def test_gradients_add_up_over_the_branches() -> None:
@@ -304,6 +232,7 @@ def test_to_another_device() -> None:
         assert getattr(moved, name).shape == getattr(tree, name).shape
         assert getattr(tree, name).device.type == "cpu"
     assert moved.blocks == tree.blocks
+    assert moved.chains == tree.chains
     assert moved.cache == {}
     assert moved.cuts(None, 1)[0].pieces[0].mask.device.type == "meta"
     assert tree.cuts(None, 1) is cuts

@@ -122,3 +122,11 @@ def test_neighbours_share_a_call_where_it_pays(beside: int, expected: list[tuple
 
 def test_cost_by_hand() -> None:
     assert Block(3, 5, np.arange(3), chain=True).cost == 4096 + 2 * (3 + 2)
+
+
+def test_keys_of_a_block() -> None:
+    branch = chains(build_forest([[0, 0, 0, 1, 1], [0, 0, 0, 2]]))[1]
+    assert branch.keys(None).tolist() == [0, 1, 2, 3, 4]
+    assert branch.keys(3).tolist() == [1, 2, 3, 4]  # the first query sees two nodes above it
+    assert branch.keys(1).tolist() == [3, 4]
+    assert branch.keys(100).tolist() == [0, 1, 2, 3, 4]
