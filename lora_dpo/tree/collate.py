@@ -43,15 +43,19 @@ class ScoredTree:
         """Returns it in page-locked memory; the data loader calls this as it does a tensor's."""
         return self._each(lambda part: part.pin_memory())
 
-    def score(self, hidden: Tensor, head: Head) -> EdgeScores:
+    def score(self, hidden: Tensor, head: Head, *, with_squares: bool = False) -> EdgeScores:
         """Returns what `score_edges` does, in the padded batch's shape: (sequences, T - 1), 0 where nothing is scored.
 
         Args:
             hidden: Hidden states of the tree's nodes, shape (N, d).
             head: The output head.
+            with_squares: Whether `log_sum_sq_probs` is wanted.
         """
-        scores = score_edges(hidden.index_select(0, self.parents), self.edges, self.targets, head)
-        return EdgeScores(*(torch.cat([part.new_zeros(1), part])[self.slots] for part in scores))
+        states = hidden.index_select(0, self.parents)
+        scores = score_edges(states, self.edges, self.targets, head, with_squares=with_squares)
+        return EdgeScores(
+            *(None if part is None else torch.cat([part.new_zeros(1), part])[self.slots] for part in scores)
+        )
 
     def _each(self, move: Callable[[Any], Any]) -> ScoredTree:
         return replace(

@@ -111,7 +111,7 @@ def set_up(trainer: PlannedTrainer, batching: Batching, *, trees: bool = True) -
         raise ValueError(f"the loss {losses[0]} is no mean over pairs, so micro-batches must have equally many")
     reason = _why_not(trainer) or _prove(_base_model(trainer.model)) if trees else "they are switched off"
     if reason is None:
-        teach_trees(_base_model(trainer.model))
+        teach_trees(_base_model(trainer.model), with_squares=trainer.use_weighting)
         fuse_adapters(trainer.model)
         if trainer.ref_model is not None:
             teach_trees(_base_model(trainer.accelerator.unwrap_model(trainer.ref_model)))
@@ -360,7 +360,7 @@ def _probe(vocabulary: int) -> tuple[dict[str, Tensor], ScoredTree]:
     return batch | {"labels": batch["input_ids"].masked_fill(present == 0, -100)}, tree
 
 
-def teach_trees(model: PreTrainedModel) -> None:
+def teach_trees(model: PreTrainedModel, *, with_squares: bool = False) -> None:
     """Lets a causal model that has TRL's fused head answer `model(..., tree=tree, fused_lm_head=True)`.
 
     Calls without a tree go where they went before, generation included. A model with Transformers' exchangeable
@@ -368,6 +368,7 @@ def teach_trees(model: PreTrainedModel) -> None:
 
     Args:
         model: The base model, inside any PEFT wrapper, after TRL's `add_fused_lm_head`.
+        with_squares: Answer `log_sum_sq_probs` as well, for WPO's weights.
     """
     hidden_states = _dense_hidden_states
     if model._supports_attention_backend:
@@ -385,7 +386,7 @@ def teach_trees(model: PreTrainedModel) -> None:
             return plain_forward(*args, **kwargs)
         hidden, output = hidden_states(self, tree.tree), self.get_output_embeddings()
         with maybe_gather_lm_head_ctx(output.weight, output.bias):
-            scores = tree.score(hidden.to(output.weight.device), _head(self))
+            scores = tree.score(hidden.to(output.weight.device), _head(self), with_squares=with_squares)
         return FusedCausalLMOutput(**scores._asdict(), label_mask=tree.slots > 0)
 
     forward.takes_trees = True

@@ -40,17 +40,20 @@ class EdgeScores(NamedTuple):
         entropy: Entropy of the parent's prediction, in nats, shape (E,).
         mean_logits: Mean of the parent's logits over the vocabulary, shape (E,).
         is_top1: Whether the child's token is the most likely one, shape (E,).
-        log_sum_sq_probs: log of the sum of squared probabilities (WPO's weights need it), shape (E,).
+        log_sum_sq_probs: log of the sum of squared probabilities, which WPO's weights need, shape (E,); None where it
+            was not asked for.
     """
 
     log_probs: Tensor
     entropy: Tensor
     mean_logits: Tensor
     is_top1: Tensor
-    log_sum_sq_probs: Tensor
+    log_sum_sq_probs: Tensor | None
 
 
-def score_edges(hidden: Tensor, parents: Tensor, targets: Tensor, head: Head) -> EdgeScores:
+def score_edges(
+    hidden: Tensor, parents: Tensor, targets: Tensor, head: Head, *, with_squares: bool = False
+) -> EdgeScores:
     r"""Scores edges, each parent's prediction computed once however many children it has.
 
     The gradient of an edge's log-probability depends on its parent's hidden state alone,
@@ -63,10 +66,12 @@ def score_edges(hidden: Tensor, parents: Tensor, targets: Tensor, head: Head) ->
         parents: Row of `hidden` for each edge, shape (E,).
         targets: Token of each edge's child, shape (E,).
         head: The output head.
+        with_squares: Whether `log_sum_sq_probs` is wanted, a pass more over each tile.
     """
     trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
     function = _TrainedHead if trained and torch.is_grad_enabled() else _FrozenHead
-    return EdgeScores(*function.apply(hidden, head.weight, head.bias, parents, targets, head.scale, head.softcap))
+    given = hidden, head.weight, head.bias, parents, targets, head.scale, head.softcap, with_squares
+    return EdgeScores(*function.apply(*given))
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -75,27 +80,26 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, parents: Tensor, targets: Tensor,
-        scale: float, softcap: float | None,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
+        scale: float, softcap: float | None, with_squares: bool,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
         ctx.set_materialize_grads(False)
         head = Head(weight, bias, scale, softcap)
-        statistics = _Statistics(hidden, head, parents, targets, with_gradient=ctx.needs_input_grad[0])
+        wanted = {"with_gradient": ctx.needs_input_grad[0], "with_squares": with_squares}
+        statistics = _Statistics(hidden, head, parents, targets, **wanted)
         ctx.shape, ctx.dtype = hidden.shape, hidden.dtype
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(statistics.edge_gradients(weight, targets, parents).to(hidden.dtype), parents)
-        scores = statistics.scores(parents)
-        ctx.mark_non_differentiable(*scores[1:])
-        return scores
+            ctx.save_for_backward(statistics.edge_gradients().to(hidden.dtype), parents)
+        return _differentiable_in_the_first(ctx, statistics.scores())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if gradient is None:
-            return (None,) * 7
+            return (None,) * 8
         of_edge, parents = ctx.saved_tensors
         of_hidden = torch.zeros(ctx.shape, device=gradient.device)
         of_hidden.index_add_(0, parents, of_edge * gradient[:, None])
-        return of_hidden.to(ctx.dtype), *(None,) * 6
+        return of_hidden.to(ctx.dtype), *(None,) * 7
 
 
 class _TrainedHead(torch.autograd.Function):
@@ -104,21 +108,20 @@ class _TrainedHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, parents: Tensor, targets: Tensor,
-        scale: float, softcap: float | None,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
+        scale: float, softcap: float | None, with_squares: bool,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
         ctx.set_materialize_grads(False)
-        statistics = _Statistics(hidden, Head(weight, bias, scale, softcap), parents, targets, with_gradient=False)
+        head = Head(weight, bias, scale, softcap)
+        statistics = _Statistics(hidden, head, parents, targets, with_gradient=False, with_squares=with_squares)
         ctx.save_for_backward(hidden, weight, bias, parents, targets, statistics.log_normaliser)
         ctx.head = scale, softcap
-        scores = statistics.scores(parents)
-        ctx.mark_non_differentiable(*scores[1:])
-        return scores
+        return _differentiable_in_the_first(ctx, statistics.scores())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if gradient is None:
-            return (None,) * 7
+            return (None,) * 8
         hidden, weight, bias, parents, targets, log_normaliser = ctx.saved_tensors
         of_hidden = torch.zeros(hidden.shape, device=hidden.device)
         of_weight = torch.zeros(weight.shape, device=weight.device)
@@ -128,72 +131,92 @@ class _TrainedHead(torch.autograd.Function):
             of_logits = (logits - log_normaliser[rows, None]).exp_().mul_(-total[rows, None])
             inside, row, column = _in_tile(parents, targets, rows, logits, words.start)
             of_logits.index_put_((row, column), gradient.float().where(inside, 0), accumulate=True)
-            of_logits.mul_(slope)
+            of_logits.mul_(ctx.head[0])
+            if slope is not None:
+                of_logits.mul_(slope)
             low = of_logits.to(weight.dtype)
             of_hidden[rows] += torch.matmul(low, weight[words]).float()
             of_weight[words] += torch.matmul(low.T, hidden[rows].to(weight.dtype)).float()
             if of_bias is not None:
                 of_bias[words] += of_logits.sum(0)
         of_bias = None if of_bias is None else of_bias.to(bias.dtype)
-        return of_hidden.to(hidden.dtype), of_weight.to(weight.dtype), of_bias, None, None, None, None
+        return of_hidden.to(hidden.dtype), of_weight.to(weight.dtype), of_bias, *(None,) * 5
+
+
+def _differentiable_in_the_first(ctx: Any, scores: EdgeScores) -> tuple[Tensor | None, ...]:
+    ctx.mark_non_differentiable(*(part for part in scores[1:] if part is not None))
+    return tuple(scores)
 
 
 class _Statistics:
     """One pass over the vocabulary: running sums of each parent, rescaled whenever its maximum grows."""
 
-    def __init__(self, hidden: Tensor, head: Head, parents: Tensor, targets: Tensor, *, with_gradient: bool) -> None:
-        count, device = len(hidden), hidden.device
-        zeros = torch.zeros(count, device=device)
+    def __init__(
+        self, hidden: Tensor, head: Head, parents: Tensor, targets: Tensor, *, with_gradient: bool, with_squares: bool
+    ) -> None:
+        self._hidden, self._head, self._parents, self._targets = hidden, head, parents, targets
+        zeros = torch.zeros(len(hidden), device=hidden.device)
         self._maximum = torch.full_like(zeros, float("-inf"))
-        self._exponentials, self._squares, self._logits = zeros.clone(), zeros.clone(), zeros.clone()
-        self._weighted_logits = zeros
-        self._expected = torch.zeros(count, hidden.shape[1], device=device) if with_gradient else None
-        self._target = torch.zeros(len(targets), device=device)
-        self._slope = torch.full_like(self._target, head.scale)
-        self._vocabulary = head.weight.shape[0]
+        self._exponentials, self._logits = zeros.clone(), zeros.clone()
+        self._squares = zeros.clone() if with_squares else None
+        self._expected = torch.zeros(hidden.shape, device=hidden.device) if with_gradient else None
+        # Sum of p_v z_v. In fp32 and without a bend the expected row of W gives it, without another pass over the tile.
+        exact = head.weight.dtype == torch.float32 and head.bias is None and head.softcap is None
+        self._weighted_logits = None if with_gradient and exact else zeros
+        self._target = torch.zeros(len(targets), device=hidden.device)
+        self._slope = torch.ones_like(self._target)
         for rows, words, logits, slope in _tiles(hidden, head):
             inside, row, column = _in_tile(parents, targets, rows, logits, words.start)
             self._target = logits[row, column].where(inside, self._target)
-            if isinstance(slope, Tensor):
+            if slope is not None:
                 self._slope = slope[row, column].where(inside, self._slope)
-            self._add(rows, words, logits, slope, head.weight)
+            self._add(rows, words, logits, slope)
         self.log_normaliser = self._maximum + self._exponentials.log()
 
-    def _add(self, rows: slice, words: slice, logits: Tensor, slope: Tensor | float, weight: Tensor) -> None:
+    def _add(self, rows: slice, words: slice, logits: Tensor, slope: Tensor | None) -> None:
         self._logits[rows] += logits.sum(1)
         maximum = torch.maximum(self._maximum[rows], logits.amax(1))
         shrink = (self._maximum[rows] - maximum).exp_()
         self._maximum[rows] = maximum
         weights = (logits - maximum[:, None]).exp_()
         self._exponentials[rows] = self._exponentials[rows] * shrink + weights.sum(1)
-        self._weighted_logits[rows] = self._weighted_logits[rows] * shrink + torch.linalg.vecdot(weights, logits)
-        self._squares[rows] = self._squares[rows] * shrink.square() + torch.linalg.vecdot(weights, weights)
+        if self._weighted_logits is not None:
+            added = torch.linalg.vecdot(weights, logits)
+            self._weighted_logits[rows] = self._weighted_logits[rows] * shrink + added
+        if self._squares is not None:
+            self._squares[rows] = self._squares[rows] * shrink.square() + torch.linalg.vecdot(weights, weights)
         if self._expected is not None:
             self._expected[rows] *= shrink[:, None]
-            weights = weights.mul_(slope).to(weight.dtype)
+            weight = self._head.weight[words]
+            weights = (weights if slope is None else weights.mul_(slope)).to(weight.dtype)
             if weight.dtype == torch.float32:
-                self._expected[rows].addmm_(weights, weight[words])
+                self._expected[rows].addmm_(weights, weight)
             else:
-                self._expected[rows] += torch.matmul(weights, weight[words])
+                self._expected[rows] += torch.matmul(weights, weight)
 
-    def edge_gradients(self, weight: Tensor, targets: Tensor, parents: Tensor) -> Tensor:
+    def edge_gradients(self) -> Tensor:
         expected = self._expected / self._exponentials[:, None]
-        return weight[targets].float().mul_(self._slope[:, None]).sub_(expected[parents])
+        of_target = self._head.weight[self._targets].float().mul_(self._slope[:, None])
+        return of_target.sub_(expected[self._parents]).mul_(self._head.scale)
 
-    def scores(self, parents: Tensor) -> tuple[Tensor, ...]:
-        entropy = self.log_normaliser - self._weighted_logits / self._exponentials
-        sum_of_squares = self._squares.log() - 2 * self._exponentials.log()
-        return (
+    def scores(self) -> EdgeScores:
+        weighted = self._weighted_logits
+        if weighted is None:
+            weighted = torch.linalg.vecdot(self._expected, self._hidden) * self._head.scale
+        entropy = self.log_normaliser - weighted / self._exponentials
+        squares = None if self._squares is None else self._squares.log() - 2 * self._exponentials.log()
+        parents = self._parents
+        return EdgeScores(
             self._target - self.log_normaliser[parents],
             entropy[parents],
-            (self._logits / self._vocabulary)[parents],
+            (self._logits / len(self._head.weight))[parents],
             self._target >= self._maximum[parents],
-            sum_of_squares[parents],
+            None if squares is None else squares[parents],
         )
 
 
-def _tiles(hidden: Tensor, head: Head) -> Iterator[tuple[slice, slice, Tensor, Tensor | float]]:
-    """Yields rows, words, their logits in fp32, and the slope of each logit by the hidden state's product with W."""
+def _tiles(hidden: Tensor, head: Head) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
+    """Yields rows, words, their logits in fp32, and the softcap's slope at each of them, None where there is none."""
     kind = "cuda" if hidden.device.type == "cuda" else "cpu"
     n_rows = min(_ROWS[kind], max(len(hidden), 1))
     n_words = max(_TILE_ELEMENTS[kind] // n_rows, 1)
@@ -208,10 +231,10 @@ def _tiles(hidden: Tensor, head: Head) -> Iterator[tuple[slice, slice, Tensor, T
                 logits += head.bias[words]
             if head.scale != 1.0:
                 logits *= head.scale
-            slope: Tensor | float = head.scale
+            slope = None
             if head.softcap is not None:
                 tanh = logits.div_(head.softcap).tanh_()
-                logits, slope = tanh * head.softcap, tanh.square_().neg_().add_(1).mul_(head.scale)
+                logits, slope = tanh * head.softcap, tanh.square_().neg_().add_(1)
             yield rows, words, logits, slope
 
 

@@ -69,7 +69,7 @@ def adapted(folder: Path, architecture: str, *, dtype: torch.dtype = torch.float
         if "lora_B" in name:
             torch.nn.init.normal_(value, std=0.1)
     add_fused_lm_head(model, outputs=OUTPUTS)
-    teach_trees(model)
+    teach_trees(model, with_squares=True)
     fuse_adapters(peft_model)
     return Adapted(peft_model)
 

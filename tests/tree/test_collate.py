@@ -93,7 +93,7 @@ def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
 def test_scores_are_those_of_each_sequence_for_itself(batch: tuple[Tensor, Tensor, Tensor]) -> None:
     found = scored_tree(*batch)
     hidden = states_of_nodes(found).requires_grad_()
-    scores = found.score(hidden, head())
+    scores = found.score(hidden, head(), with_squares=True)
     expected, states = by_sequence(*batch)
     for name, one, other in zip(EdgeScores._fields, scores, expected, strict=True):
         assert one.shape == (batch[0].shape[0], batch[0].shape[1] - 1)
@@ -171,7 +171,7 @@ def test_nothing_scored(sequences: list[list[int]], side: str) -> None:
     assert found.parents.shape == found.edges.shape == found.targets.shape == (0,)
     assert found.slots.tolist() == [[0] * (batch[0].shape[1] - 1)] * len(sequences)
     hidden = states_of_nodes(found).requires_grad_()
-    scores = found.score(hidden, head())
+    scores = found.score(hidden, head(), with_squares=True)
     for part in scores:
         assert part.shape == found.slots.shape
         assert not part.any()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,9 @@ from lora_dpo.tree.score import EdgeScores, Head, score_edges
 # Rows and logits of a tile, from one logit at a time to all at once; the vocabulary of 11 is no multiple of any.
 TILES = [(1, 1), (2, 6), (3, 12), (512, 2**20)]
 SHAPES = [{}, {"scale": 0.3}, {"softcap": 1.5}, {"scale": 2.0, "softcap": 0.8}]
+
+
+all_scores = functools.partial(score_edges, with_squares=True)
 
 
 def tiles(patch: pytest.MonkeyPatch, rows: int, elements: int) -> None:
@@ -78,7 +82,7 @@ def test_two_words_by_hand(trained: bool) -> None:
     log3 = math.log(3)
     hidden, weight = leaves(torch.ones(1, 1), torch.tensor([[log3], [0.0]]))
     weight.requires_grad_(trained)
-    scores = score_edges(hidden, torch.tensor([0, 0]), torch.tensor([0, 1]), Head(weight))
+    scores = all_scores(hidden, torch.tensor([0, 0]), torch.tensor([0, 1]), Head(weight))
     assert scores.log_probs.tolist() == pytest.approx([math.log(3 / 4), math.log(1 / 4)])
     entropy = 3 / 4 * math.log(4 / 3) + 1 / 4 * math.log(4)
     assert scores.entropy.tolist() == pytest.approx([entropy, entropy])
@@ -98,7 +102,7 @@ def test_two_words_with_softcap_by_hand() -> None:
     capped = 4 * math.tanh(1)
     (hidden,) = leaves(torch.ones(1, 1))
     head = Head(torch.tensor([[1.0], [-1.0]]), torch.tensor([1.0, 1.0]), 2.0, 4.0)
-    scores = score_edges(hidden, torch.tensor([0]), torch.tensor([0]), head)
+    scores = all_scores(hidden, torch.tensor([0]), torch.tensor([0]), head)
     p = math.exp(capped) / (math.exp(capped) + 1)
     assert scores.log_probs.item() == pytest.approx(math.log(p), rel=1e-5)
     assert scores.mean_logits.item() == pytest.approx(capped / 2)
@@ -118,7 +122,7 @@ def test_frozen_head(
     hidden, parents, targets, weight, biases, gradient = case(bias=bias)
     head = Head(weight, biases, **shape)
     ours, theirs = leaves(hidden, hidden)
-    found, expected = score_edges(ours, parents, targets, head), reference(theirs, parents, targets, head)
+    found, expected = all_scores(ours, parents, targets, head), reference(theirs, parents, targets, head)
     assert_close(found, expected)
     found.log_probs.backward(gradient)
     expected.log_probs.backward(gradient.double())
@@ -134,14 +138,14 @@ def test_trained_head(
     tiles(monkeypatch, rows, elements)
     *inputs, gradient = case()
     gradients = []
-    for function in (score_edges, reference):
+    for function in (all_scores, reference):
         hidden, weight, bias = leaves(inputs[0], inputs[3], inputs[4])
         weight.requires_grad_(trained != "bias")
         bias.requires_grad_(trained != "weight")
         scores = function(hidden, inputs[1], inputs[2], Head(weight, bias, **shape))
         scores.log_probs.backward(gradient.to(scores.log_probs.dtype))
         gradients.append([hidden.grad, weight.grad, bias.grad])
-        if function is score_edges:
+        if function is all_scores:
             found = scores
     assert_close(found, scores)
     for one, other in zip(*gradients, strict=True):
@@ -153,7 +157,7 @@ def test_trained_head(
 def test_a_trained_head_without_bias_and_with_frozen_states() -> None:
     hidden, parents, targets, weight, _, gradient = case()
     ours, theirs = leaves(weight, weight)
-    score_edges(hidden, parents, targets, Head(ours)).log_probs.backward(gradient)
+    all_scores(hidden, parents, targets, Head(ours)).log_probs.backward(gradient)
     reference(hidden, parents, targets, Head(theirs)).log_probs.backward(gradient.double())
     torch.testing.assert_close(ours.grad, theirs.grad, atol=2e-5, rtol=2e-5)
 
@@ -172,7 +176,7 @@ def test_any_tiling(
     head = Head(weight, bias, 0.7, softcap)
     with pytest.MonkeyPatch.context() as patch:
         tiles(patch, rows, elements)
-        found = score_edges(ours, of_parent, targets, head)
+        found = all_scores(ours, of_parent, targets, head)
         found.log_probs.backward(gradient)
     expected = reference(theirs, of_parent, targets, head)
     expected.log_probs.backward(gradient.double())
@@ -192,7 +196,7 @@ def test_edges_of_one_parent_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(score, "_tiles", counted)
     parents, targets = torch.tensor([1, 0, 1, 1, 1]), torch.tensor([3, 3, 0, 3, 10])
     (states,) = leaves(hidden)
-    found = score_edges(states, parents, targets, Head(weight, bias))
+    found = all_scores(states, parents, targets, Head(weight, bias))
     found.log_probs.sum().backward()
     assert seen == [2]  # two rows in one pass, and no second one for the gradient
     assert found.log_probs[0] == found.log_probs[3]
@@ -215,8 +219,16 @@ def test_large_logits_that_grow_and_shrink(rows: int, elements: int, monkeypatch
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-3, rtol=1e-4)
 
 
+def test_squares_are_summed_only_where_they_are_wanted() -> None:
+    hidden, parents, targets, weight, bias, _ = case()
+    scores = score_edges(hidden, parents, targets, Head(weight, bias))
+    assert scores.log_sum_sq_probs is None
+    wanted = all_scores(hidden, parents, targets, Head(weight, bias))
+    assert all(torch.equal(one, other) for one, other in zip(scores[:-1], wanted[:-1], strict=True))
+
+
 def test_ties_are_all_the_most_likely() -> None:
-    scores = score_edges(
+    scores = all_scores(
         torch.ones(1, 1), torch.tensor([0, 0, 0]), torch.arange(3), Head(torch.tensor([[2.0], [2.0], [1.0]]))
     )
     assert scores.is_top1.tolist() == [True, True, False]
@@ -230,7 +242,7 @@ def test_no_edges(parents: int, softcap: float | None, trained: bool) -> None:
     weight.requires_grad_(trained)
     bias.requires_grad_(trained)
     none = torch.zeros(0, dtype=torch.long)
-    scores = score_edges(states, none, none, Head(weight, bias, 1.0, softcap))
+    scores = all_scores(states, none, none, Head(weight, bias, 1.0, softcap))
     assert [part.shape for part in scores] == [(0,)] * 5
     (scores.log_probs.sum() + 0.0).backward()
     assert states.grad.tolist() == [[0.0] * 5] * parents
@@ -242,7 +254,7 @@ def test_no_edges(parents: int, softcap: float | None, trained: bool) -> None:
 def test_only_log_probs_carry_a_gradient(trained: bool) -> None:
     hidden, parents, targets, weight, bias, _ = case()
     states, weight = leaves(hidden, weight)
-    scores = score_edges(states, parents, targets, Head(weight.requires_grad_(trained), bias))
+    scores = all_scores(states, parents, targets, Head(weight.requires_grad_(trained), bias))
     assert [part.requires_grad for part in scores] == [True, False, False, False, False]
 
 
@@ -259,7 +271,7 @@ def test_a_loss_that_hands_back_no_gradient(trained: bool) -> None:
 
     hidden, parents, targets, weight, bias, _ = case()
     states, weight = leaves(hidden, weight)
-    scores = score_edges(states, parents, targets, Head(weight.requires_grad_(trained), bias))
+    scores = all_scores(states, parents, targets, Head(weight.requires_grad_(trained), bias))
     (Dropped.apply(scores.log_probs).sum() + states.sum()).backward()
     assert torch.equal(states.grad, torch.ones_like(states))
     assert weight.grad is None
@@ -270,7 +282,7 @@ def test_without_gradients(trained: bool) -> None:
     hidden, parents, targets, weight, bias, _ = case()
     head = Head(weight.requires_grad_(trained), bias)
     with torch.no_grad():
-        scores = score_edges(hidden, parents, targets, head)
+        scores = all_scores(hidden, parents, targets, head)
     assert not scores.log_probs.requires_grad
     assert_close(scores, reference(hidden, parents, targets, head))
 
@@ -315,7 +327,7 @@ def test_fp32_states_before_a_bf16_head() -> None:
     hidden, parents, targets, weight, _, gradient = case(bias=False)
     (states,) = leaves(hidden)
     head = Head(weight.bfloat16())
-    scores = score_edges(states, parents, targets, head)
+    scores = all_scores(states, parents, targets, head)
     scores.log_probs.backward(gradient)
     assert scores.log_probs.dtype == states.grad.dtype == torch.float32
     (exact,) = leaves(hidden)
