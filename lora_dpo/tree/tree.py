@@ -22,6 +22,7 @@ class Tree:
         depth: Positions, shape (1, N).
         subtree_end: One past each node's last descendant, shape (N,).
         blocks: How block-wise attention is cut.
+        depth_span: Nodes of the longest path.
         cache: What is derived on first use and shared by all layers: masks, by kind.
     """
 
@@ -29,6 +30,7 @@ class Tree:
     depth: Tensor
     subtree_end: Tensor
     blocks: tuple[Block, ...]
+    depth_span: int
     cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -39,6 +41,7 @@ class Tree:
             torch.from_numpy(forest.depth)[None],
             torch.from_numpy(forest.subtree_end),
             tuple(plan_blocks(forest)),
+            int(forest.depth.max(initial=-1)) + 1,
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Tree:
@@ -90,13 +93,6 @@ class Tree:
         if kind not in self.cache:
             self.cache[kind] = [self._cut(block, window, groups) for block in self.blocks]
         return self.cache[kind]
-
-    @property
-    def depth_span(self) -> int:
-        """The longest path of the forest."""
-        if "span" not in self.cache:
-            self.cache["span"] = max((len(block.path) + block.end - block.start for block in self.blocks), default=0)
-        return self.cache["span"]
 
     def _cut(self, block: Block, window: int | None, groups: int) -> Cut:
         size, device = block.end - block.start, self.ids.device
