@@ -34,8 +34,9 @@ from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 from lora_dpo.tree.attention import block_attention
 from lora_dpo.tree.collate import PlanCollator, ScoredTree, scored_tree
 from lora_dpo.tree.local import WithoutGather, weighting
+from lora_dpo.tree.pairs import pair_tokens
 from lora_dpo.tree.rows import lay_out
-from lora_dpo.tree.sampler import MicroBatchSampler, PairPlan, PlannedRows, Shape, pair_tokens
+from lora_dpo.tree.sampler import MicroBatchSampler, PairPlan, PlannedRows, Shape
 from lora_dpo.tree.score import Head
 from lora_dpo.tree.tally import Tally
 from lora_dpo.tree.tree import Tree
