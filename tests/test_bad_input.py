@@ -366,7 +366,7 @@ def test_trees_and_a_router_s_loss(work: Path) -> None:
         **sizes, vocab_size=700, intermediate_size=32, num_local_experts=4, router_aux_loss_coef=0.1
     )  # fmt: skip
     MixtralForCausalLM(config).save_pretrained(work / "model")
-    check(refusal(work, "train.trees=on"), CANNOT, "A router's loss depends on how often a token is repeated.")
+    check(refusal(work, "train.trees=on"), CANNOT, "a router's loss depends on how often a token is repeated.")
 
 
 def test_trees_and_dropout(work: Path) -> None:

@@ -122,7 +122,7 @@ def check_trees(recipe: Recipe, model: PreTrainedModel | PeftModel, args: DPOCon
 def _cannot(reason: str) -> UserError:
     return UserError(
         "train.trees is on, but this model cannot use trees.",
-        why=f"{reason[0].upper()}{reason[1:]}.",
+        why=f"The reason: {reason}.",
         fix="Use train.trees=auto, which goes on without them.",
     )
 
