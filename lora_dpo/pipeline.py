@@ -41,7 +41,7 @@ from lora_dpo.training.arguments import training_arguments
 from lora_dpo.training.batching import plan_steps
 from lora_dpo.training.progress import TrainingLog
 from lora_dpo.training.provenance import provenance
-from lora_dpo.training.trainer import PreferenceTrainer
+from lora_dpo.training.trainer import PreferenceTrainer, check_trees
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,6 +87,7 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
         recipe, plan, len(prepared.splits["train"]), len(prepared.splits["validation"]), run.checkpoints
     )
     model, peft_config = _load_policy(ready)
+    check_trees(recipe, model, arguments)
     lock = run.create(recipe, overwrite=overwrite) if is_main_process() else nullcontext()
     with lock, _old_results_kept_until_a_step(run):
         return _train_and_report(ready, arguments, model, peft_config)

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
+from transformers import BloomConfig, BloomForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from lora_dpo.data.build import prepare
 from lora_dpo.errors import UserError
@@ -337,6 +339,42 @@ def test_a_batch_that_does_not_divide(work: Path) -> None:
     check(message, "train.micro_batch_size 5 x 1 process does not divide", "Take train.micro_batch_size 2 or 4, or")
 
 
+# Trees
+
+
+def bloom(work: Path, tiny_models) -> None:
+    """Puts a model that adds to its attention by position in the row in the place of the good one."""
+    shutil.rmtree(work / "model")
+    shutil.copytree(tiny_models("gpt2"), work / "model")
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=700, hidden_size=32, n_layer=2, n_head=4)
+    BloomForCausalLM(config).save_pretrained(work / "model")
+
+
+CANNOT = "train.trees is on, but this model cannot use trees."
+
+
+def test_trees_that_a_model_cannot_use(work: Path, tiny_models) -> None:
+    bloom(work, tiny_models)
+    message = refusal(work, "train.trees=on")
+    check(message, CANNOT, "BloomForCausalLM does not take a tree", "Use train.trees=auto, which goes on without them.")
+
+
+def test_trees_and_a_router_s_loss(work: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = MixtralConfig(
+        **sizes, vocab_size=700, intermediate_size=32, num_local_experts=4, router_aux_loss_coef=0.1
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(work / "model")
+    check(refusal(work, "train.trees=on"), CANNOT, "a router's loss depends on how often a token is repeated.")
+
+
+def test_trees_and_dropout(work: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("recipe.yaml", ["train.trees=on", "adapter.dropout=0.1"])
+    check(str(caught.value), "train.trees on does not go with adapter.dropout 0.1", "use train.trees auto, or")
+
+
 # The run folder
 
 
@@ -373,6 +411,14 @@ def test_mistakes_end_the_command_with_code_2_and_no_traceback(work: Path) -> No
 def test_a_launched_training_ends_with_code_2_and_says_why_once(work: Path) -> None:
     message = refused_process(work, "-m", "lora_dpo", "dpo", "recipe.yaml", "adapter.targets=[lm_head]")
     check(message, "$ ", "launch", "Error: adapter.targets names 'lm_head', the output head.")
+
+
+@pytest.mark.slow
+def test_trees_that_cannot_be_end_the_training_with_code_2(work: Path, tiny_models) -> None:
+    message = refused_process(work, "-m", "lora_dpo.dpo", "recipe.yaml", "train.trees=on", "adapter.dropout=0.1")
+    check(message, "Error: recipe.yaml: train.trees on does not go with adapter.dropout 0.1")
+    bloom(work, tiny_models)
+    check(refused_process(work, "-m", "lora_dpo.dpo", "recipe.yaml", "train.trees=on"), f"Error: {CANNOT}")
 
 
 @pytest.mark.slow

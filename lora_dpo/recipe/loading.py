@@ -135,6 +135,8 @@ def _sentence(problem: Any, path: KeyPath) -> str:
         expected = problem["ctx"]["expected"]
         names = [name.strip().strip("'") for name in expected.replace(" or ", ", ").split(",")]
         return f"{key}: {value!r} is not one of {expected}. {did_you_mean(str(value), names)}"
+    if kind == "bool_parsing":
+        return f"{key}: {value!r} is neither true nor false. {did_you_mean(value, ['true', 'false'])}"
     if kind == "model_type":
         return f"{key}: should be a section with keys of its own, not {value!r}"
     if kind == "too_short":

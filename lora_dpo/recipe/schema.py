@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -29,7 +29,8 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not bool and get_origin(kind) is not Literal:
             raise ValueError(f"is not switched on or off, so it cannot be {str(value).lower()}")
         return value
 
@@ -275,7 +276,7 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _one_way_to_cut(self) -> TrainSection:
         if self.micro_batch_size is not None and self.tokens_per_micro_batch is not None:
-            raise ValueError("micro_batch_size and tokens_per_micro_batch both say how a step is cut; keep one")
+            raise ValueError("micro_batch_size and tokens_per_micro_batch both say how a step is cut; set one to null")
         return self
 
 
@@ -336,7 +337,10 @@ class Recipe(Section):
         if self.adapter.method == "qlora" and self.train.strategy == "zero3":
             raise ValueError("adapter.method qlora cannot run under zero3, which cannot shard 4-bit weights; use qlora")
         if self.train.trees == "on" and self.adapter.dropout > 0:
-            raise ValueError("train.trees on needs adapter.dropout 0: dropout draws a mask for every repeated token")
+            raise ValueError(
+                f"train.trees on does not go with adapter.dropout {self.adapter.dropout}, which draws a mask for every "
+                "repeated token; use train.trees auto, or adapter.dropout 0"
+            )
         whole_batch = sorted(set(self.dpo.loss) & LOSSES_WITHOUT_A_MEAN_OVER_PAIRS)
         if whole_batch and (self.train.tokens_per_micro_batch is not None or self.train.weight == "group"):
             raise ValueError(

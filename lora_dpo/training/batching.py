@@ -9,7 +9,8 @@ from lora_dpo.data.chat import TokenisedPair
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.batch import BatchPlan, plan_batches, token_budget
 from lora_dpo.recipe.schema import Recipe
-from lora_dpo.tree.sampler import PairTokens, Shape, accumulation_within
+from lora_dpo.tree.pairs import PairTokens
+from lora_dpo.tree.sampler import Shape, accumulation_within
 
 
 def plan_steps(recipe: Recipe, pairs: Sequence[TokenisedPair], world_size: int) -> BatchPlan:

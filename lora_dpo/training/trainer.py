@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -19,7 +19,7 @@ from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.dropout import set_adapter_dropout
 from lora_dpo.training.zero_margin import check_first_loss
-from lora_dpo.tree.hf import Batching, PlannedTrainer, set_up
+from lora_dpo.tree.hf import Batching, PlannedTrainer, check_model, set_up
 
 _TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
@@ -81,9 +81,7 @@ class PreferenceTrainer(PlannedTrainer, DPOTrainer):
         batching = Batching(train.group_by_prompt, train.weight == "group", plan.tokens, plan.global_batch)
         reason = set_up(self, batching, trees=train.trees != "off")
         if reason is not None and train.trees == "on":
-            raise UserError(
-                f"train.trees is on, but {reason}.", fix="Use train.trees=auto, which goes on without them."
-            )
+            raise _cannot(reason)
         if reason is not None and train.trees == "auto":
             note(f"Trees are off: {reason}.")
 
@@ -109,6 +107,24 @@ class PreferenceTrainer(PlannedTrainer, DPOTrainer):
                     value -= self.router_aux_loss_coef * means["aux_loss"]
                 check_first_loss(value, self._recipe.dpo, choose_dtype(self._recipe.model.dtype))
         return loss
+
+
+def check_trees(recipe: Recipe, model: PreTrainedModel | PeftModel, args: DPOConfig) -> None:
+    """Stops before anything is written where the recipe asks for trees and the model cannot do them.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if recipe.train.trees == "on" and (reason := check_model(model, args)) is not None:
+        raise _cannot(reason)
+
+
+def _cannot(reason: str) -> UserError:
+    return UserError(
+        "train.trees is on, but this model cannot use trees.",
+        why=f"The reason: {reason}.",
+        fix="Use train.trees=auto, which goes on without them.",
+    )
 
 
 def as_dataset(pairs: list[TokenisedPair]) -> Dataset:

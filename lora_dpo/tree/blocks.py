@@ -32,8 +32,7 @@ class Block:
     @property
     def cost(self) -> int:
         """Query-key products, and the overhead of a call."""
-        size = self.end - self.start
-        return OVERHEAD + size * (len(self.path) + size)
+        return _block_cost(self.end - self.start, len(self.path))
 
     def keys(self, window: int | None) -> Index:
         """Returns the nodes that some query of the block sees: ancestors within a sliding window, then the block."""
@@ -43,7 +42,9 @@ class Block:
 
 def chains(forest: Forest) -> list[Block]:
     """Returns the forest's unbranched pieces with their ancestors: the finest cut, without a masked-out product."""
-    forks = np.bincount(forest.parent[forest.parent >= 0], minlength=max(len(forest), 1)) > 1
+    if not len(forest):
+        return []
+    forks = np.bincount(forest.parent[forest.parent >= 0], minlength=len(forest)) > 1
     starts = np.flatnonzero((forest.parent < 0) | forks[forest.parent])
     ends = np.append(starts[1:], len(forest))
     blocks: list[Block] = []
@@ -73,21 +74,35 @@ def plan_blocks(forest: Forest) -> list[Block]:
 
 
 def _branches(forest: Forest, start: int, end: int, path: Index, planned: dict[int, list[Block]]) -> list[Block]:
-    """Plans the subtrees that lie side by side in start..end, below the same ancestors."""
-    blocks: list[Block] = []
-    while start < end:
-        after = int(forest.subtree_end[start])
-        own = planned.pop(start)
-        last = blocks[-1] if blocks else None
-        if last is not None and len(last.path) == len(path):
-            merged = Block(last.start, after, path, chain=False)
-            if merged.cost <= last.cost + _cost(own):
-                blocks[-1] = merged
-                start = after
-                continue
-        blocks += own
-        start = after
-    return blocks
+    """Plans the subtrees that lie side by side in start..end, below the same ancestors.
+
+    Of all ways in which neighbours can share blocks, the cheapest: each subtree is planned for itself, or in one block
+    with those before it, up to where such a block alone costs more than the best plan so far. It does so soon, as its
+    cost grows with the square of its length.
+    """
+    edges, costs = [start], [0]  # where the first n subtrees end, and the cost of their best plan
+    last: list[tuple[int, list[Block]]] = []  # that plan's last step: how many subtrees come before it, and its blocks
+    while edges[-1] < end:
+        own = planned.pop(edges[-1])
+        edges.append(int(forest.subtree_end[edges[-1]]))
+        best, step = costs[-1] + _cost(own), (len(last), own)
+        for before in reversed(range(len(last))):
+            shared = _block_cost(edges[-1] - edges[before], len(path))
+            if shared > best:
+                break
+            if costs[before] + shared <= best:
+                best, step = costs[before] + shared, (before, [Block(edges[before], edges[-1], path, chain=False)])
+        costs.append(best)
+        last.append(step)
+    steps, count = [], len(last)
+    while count:
+        count, blocks = last[count - 1]
+        steps.append(blocks)
+    return [block for blocks in reversed(steps) for block in blocks]
+
+
+def _block_cost(size: int, above: int) -> int:
+    return OVERHEAD + size * (above + size)
 
 
 def _cost(blocks: list[Block]) -> int:

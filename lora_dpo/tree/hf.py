@@ -27,16 +27,17 @@ from tqdm.auto import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from trl import DPOTrainer
+from trl import DPOConfig, DPOTrainer
 from trl.models.utils import prepare_deepspeed
-from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
+from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head, maybe_gather_lm_head_ctx
 
 from lora_dpo.tree.choice import tree_attention
 from lora_dpo.tree.collate import PlanCollator, ScoredTree, scored_tree
 from lora_dpo.tree.local import WithoutGather, weighting
 from lora_dpo.tree.lora import fuse_adapters
+from lora_dpo.tree.pairs import pair_tokens
 from lora_dpo.tree.rows import lay_out
-from lora_dpo.tree.sampler import MicroBatchSampler, PairPlan, PlannedRows, Shape, pair_tokens
+from lora_dpo.tree.sampler import MicroBatchSampler, PairPlan, PlannedRows, Shape
 from lora_dpo.tree.score import Head
 from lora_dpo.tree.tally import Tally
 from lora_dpo.tree.tree import Tree
@@ -292,20 +293,46 @@ def _base_model(model: Any) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def check_model(model: Any, args: DPOConfig) -> str | None:
+    """Returns why a model cannot use trees, before a trainer is made of it; None if nothing speaks against it.
+
+    A model that waits on another device than the training's is taken at its settings' word. The model stays as it was.
+
+    Args:
+        model: A model, or one with an adapter.
+        args: The arguments it will be trained with.
+    """
+    reason, base = _settings_against(model, args), _base_model(model)
+    if reason is not None or base.device.type != args.device.type:
+        return reason
+    forward = base.forward
+    add_fused_lm_head(base)
+    try:
+        return _prove(base)
+    finally:
+        base.forward = forward
+
+
 def _why_not(trainer: DPOTrainer) -> str | None:
     """Returns why a trainer cannot use trees, as far as its settings tell."""
-    model = trainer.model
+    if trainer._is_vision_dataset:
+        return "images are not part of a token tree"
+    if any(getattr(part, "p", 0) > 0 for layer in trainer.model.modules() for part in _dropouts(layer)):
+        return "adapter.dropout draws a mask for every repeated token"
+    return _settings_against(trainer.model, trainer.args)
+
+
+def _settings_against(model: Any, args: DPOConfig) -> str | None:
     config = model.config.get_text_config()
     if model.config.is_encoder_decoder:
         return "an encoder-decoder model reads the prompt in both directions"
     if isinstance(model, PeftModel) and any(part.is_prompt_learning for part in model.peft_config.values()):
         return "a prompt-learning adapter puts virtual tokens before every sequence"
-    if trainer.aux_loss_enabled:
+    coefficient = args.router_aux_loss_coef
+    if coefficient is None:
+        coefficient = getattr(config, "router_aux_loss_coef", 0.0)
+    if coefficient and hasattr(config, "output_router_logits"):
         return "a router's loss depends on how often a token is repeated"
-    if trainer._is_vision_dataset:
-        return "images are not part of a token tree"
-    if any(getattr(part, "p", 0) > 0 for layer in model.modules() for part in _dropouts(layer)):
-        return "adapter.dropout draws a mask for every repeated token"
     other = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if other:
         return f"layers of type {', '.join(sorted(other))} pass a state along the row"

@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from copy import copy
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from lora_dpo.tree.forest import build_forest
-
-
-@dataclass(frozen=True, slots=True)
-class PairTokens:
-    """One pair as the planner sees it.
-
-    Attributes:
-        prompt: Prompt tokens.
-        chosen: Tokens of the better answer.
-        rejected: Tokens of the worse answer.
-        group: What belongs together: pairs of one question.
-    """
-
-    prompt: Sequence[int]
-    chosen: Sequence[int]
-    rejected: Sequence[int]
-    group: Hashable
-
-    @property
-    def sequences(self) -> list[list[int]]:
-        """Prompt and answer, twice."""
-        return [[*self.prompt, *self.chosen], [*self.prompt, *self.rejected]]
+from lora_dpo.tree.chunks import cut_question
+from lora_dpo.tree.line import Line
+from lora_dpo.tree.pairs import PairTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +39,13 @@ class Shape:
         global_batch: Pairs a step, over all processes.
         world_size: Processes.
         accumulation: Micro-batches a step and process.
-        by_tokens: Cut where distinct tokens are equal; otherwise where pairs are.
-        equal_pairs: Every micro-batch has equally many pairs; what is left over at an epoch's end is left out. For
-            losses that are no mean over pairs.
+        by_tokens: Cut so that the largest micro-batch has as few distinct tokens as can be; otherwise where pairs are
+            equal.
+        equal_pairs: Every micro-batch has exactly equally many pairs, whatever `by_tokens` says; what is left over at
+            an epoch's end is left out. For losses that are no mean over pairs.
+
+    Raises:
+        ValueError: With `equal_pairs`, the global batch does not divide by the micro-batches.
     """
 
     global_batch: int
@@ -67,6 +53,13 @@ class Shape:
     accumulation: int
     by_tokens: bool = True
     equal_pairs: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks that equal micro-batches are possible."""
+        if self.equal_pairs and self.global_batch % self.micro_batches:
+            raise ValueError(
+                f"{self.global_batch} pairs a step cannot be {self.micro_batches} micro-batches of equally many"
+            )
 
     @property
     def micro_batches(self) -> int:
@@ -79,8 +72,8 @@ class PairPlan:
 
     Steps do not depend on the number of processes: they are filled with questions in a seeded order, and a question
     that is larger than a step, or than a micro-batch may be, is cut into consecutive chunks. Only then is each step
-    cut into `Shape.micro_batches` consecutive parts of about equal cost, each of at least one pair; where a step has
-    fewer pairs, a pair of weight 0 fills the place, so that every process makes the same number of calls.
+    cut into `Shape.micro_batches` consecutive parts, each of at least one pair; where a step has fewer pairs, a pair of
+    weight 0 fills the place, so that every process makes the same number of calls.
 
     The weights make the sum over all micro-batches the exact weighted mean over the step's pairs, whatever the cut: a
     trainer divides by the accumulation and the processes, so each weight carries both as a factor.
@@ -111,14 +104,20 @@ class PairPlan:
         groups: dict[Hashable, list[int]] = {}
         for index, pair in enumerate(pairs):
             groups.setdefault(pair.group if by_group else index, []).append(index)
-        # What a pair adds to those before it in its chunk. Chunks share next to nothing, so costs simply add up.
-        self._costs = [0] * len(pairs)
-        self._chunks: list[list[int]] = []
-        for members in groups.values():
-            for chunk, costs in _chunks(members, pairs, shape.global_batch, chunk_tokens):
-                self._chunks.append(chunk)
-                for index, cost in zip(chunk, costs, strict=True):
-                    self._costs[index] = cost
+        self._chunks = [
+            chunk
+            for members in groups.values()
+            for chunk in cut_question(members, pairs, shape.global_batch, chunk_tokens)
+        ]
+        self._places = {  # of each pair, its chunk and where it is in it
+            pair: (number, place) for number, chunk in enumerate(self._chunks) for place, pair in enumerate(chunk.pairs)
+        }
+
+    def with_accumulation(self, accumulation: int) -> PairPlan:
+        """Returns the same plan with its steps cut into another number of micro-batches."""
+        plan = copy(self)
+        plan._shape = replace(self._shape, accumulation=accumulation)
+        return plan
 
     @property
     def steps_per_epoch(self) -> int:
@@ -130,11 +129,15 @@ class PairPlan:
         return len(self._pairs) - (len(self._pairs) % self._shape.micro_batches if self._shape.equal_pairs else 0)
 
     def steps(self, epoch: int) -> list[list[int]]:
-        """Returns the pairs of each of the epoch's optimizer steps; the same for every world size."""
+        """Returns the pairs of each of the epoch's optimizer steps.
+
+        They are the same for every world size and accumulation, and hold every pair once; but with `Shape.equal_pairs`
+        the last pairs of the epoch's order, fewer than a step has micro-batches, are left out.
+        """
         order = np.arange(len(self._chunks))
         if self._seed is not None:
             np.random.default_rng([self._seed, epoch]).shuffle(order)
-        pairs = [pair for chunk in order for pair in self._chunks[chunk]][: self._used]
+        pairs = [pair for chunk in order for pair in self._chunks[chunk].pairs][: self._used]
         size = self._shape.global_batch
         return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
@@ -142,23 +145,44 @@ class PairPlan:
         """Returns the epoch's micro-batches, step by step, process by process within each accumulation step."""
         return [part for step in self.steps(epoch) for part in self._cut(step)]
 
+    @property
+    def micro_batches_per_epoch(self) -> int:
+        """Micro-batches of an epoch, over all processes."""
+        return self.steps_per_epoch * self._shape.micro_batches
+
     def largest(self, epoch: int) -> int:
         """Returns the distinct tokens of the epoch's largest micro-batch, of those that could be cut further."""
-        return max((self._cost(part) for part in self.micro_batches(epoch) if len(part) > 1), default=0)
+        return max(map(self._largest, self.steps(epoch)), default=0)
 
-    def _cost(self, part: list[Weighted]) -> int:
-        first, *others = (weighted.index for weighted in part)
-        return _alone(self._pairs[first]) + sum(self._costs[index] for index in others)
+    def within(self, tokens: int, epochs: int) -> bool:
+        """Returns whether no micro-batch of these epochs has more tokens and could be cut further."""
+        return all(self._largest(step) <= tokens for epoch in range(epochs) for step in self.steps(epoch))
+
+    def _largest(self, step: list[int]) -> int:
+        line = self._line(step)
+        runs = pairwise(self._edges(step, line))
+        return max((line.tokens(start, end) for start, end in runs if end - start > 1), default=0)
 
     def _cut(self, step: list[int]) -> list[list[Weighted]]:
-        parts = self._shape.micro_batches
         factors = self._factors(step)
-        if len(step) < parts:
-            cut = [[pair] for pair in step] + [[]] * (parts - len(step))
-        else:
-            costs = [self._costs[pair] if self._shape.by_tokens else 1 for pair in step]
-            cut = [step[start:end] for start, end in pairwise(_even_edges(costs, parts))]
-        return [[Weighted(pair, factors[pair]) for pair in part] or [Weighted(step[0], 0.0)] for part in cut]
+        places = [Weighted(pair, factors[pair]) for pair in step]
+        cut = [places[start:end] for start, end in pairwise(self._edges(step))]
+        return cut + [[Weighted(step[0], 0.0)]] * (self._shape.micro_batches - len(cut))
+
+    def _edges(self, step: list[int], line: Line | None = None) -> list[int]:
+        """Returns where a step's micro-batches begin and end; one pair each, where there are too few."""
+        parts = min(self._shape.micro_batches, len(step))
+        if self._shape.by_tokens and not self._shape.equal_pairs:
+            return (line or self._line(step)).cut(parts)
+        return [len(step) * part // parts for part in range(parts + 1)]
+
+    def _line(self, step: list[int]) -> Line:
+        chunks = []
+        for number, pairs in groupby(map(self._places.__getitem__, step), key=itemgetter(0)):
+            _, places = zip(*pairs, strict=True)
+            inside = slice(places[0], places[-1] + 1)  # a step may end inside a chunk
+            chunks.append(self._chunks[number].tokens[inside, inside])
+        return Line(chunks)
 
     def _factors(self, step: list[int]) -> dict[int, float]:
         weights = dict.fromkeys(step, 1.0)
@@ -193,7 +217,7 @@ class MicroBatchSampler(Sampler[list[Weighted]]):
         yield from self._plan.micro_batches(self._epoch)
 
     def __len__(self) -> int:
-        return len(self._plan.micro_batches(self._epoch))
+        return self._plan.micro_batches_per_epoch
 
 
 class PlannedRows(Dataset):
@@ -215,81 +239,26 @@ class PlannedRows(Dataset):
         return len(self._rows)
 
 
-def pair_tokens(rows: Any) -> list[PairTokens]:
-    """Returns what the planner sees of a data set with the columns `prompt_ids`, `chosen_ids` and `rejected_ids`."""
-    columns = (rows["prompt_ids"], rows["chosen_ids"], rows["rejected_ids"])
-    return [
-        PairTokens(prompt, chosen, rejected, tuple(prompt)) for prompt, chosen, rejected in zip(*columns, strict=True)
-    ]
-
-
 def accumulation_within(
     pairs: Sequence[PairTokens], shape: Shape, tokens: int, epochs: int, *, seed: int, by_group: bool = True
 ) -> int:
-    """Returns the fewest micro-batches a step and process that keep each one within a token budget.
+    """Returns the fewest micro-batches a step and process that keep each one of every epoch within a token budget.
 
-    A pair that is larger than the budget cannot be cut and travels alone.
+    A pair that is larger than the budget cannot be cut and travels alone. Cut by tokens, every budget can be kept;
+    cut by pairs, one that no number of micro-batches keeps gives single pairs.
 
     Args:
         pairs: The data set.
-        shape: Global batch and world size; its accumulation is where the search begins.
+        shape: How a step is cut; its accumulation is where the search begins.
         tokens: Distinct tokens that a micro-batch may have.
         epochs: Epochs that will be run, each of which is cut in its own way.
         seed: The order's seed.
         by_group: Whether pairs of one question stay together.
     """
-    accumulation = shape.accumulation
-    for epoch in range(epochs):
-        while shape.world_size * accumulation < shape.global_batch:
-            tried = Shape(shape.global_batch, shape.world_size, accumulation)
-            plan = PairPlan(pairs, tried, seed=seed, by_group=by_group, chunk_tokens=tokens)
-            if plan.largest(epoch) <= tokens:
-                break
-            accumulation += 1
-    return accumulation
-
-
-def _chunks(
-    members: list[int], pairs: Sequence[PairTokens], most: int, tokens: int | None
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Cuts one question's pairs into consecutive chunks, each with what its pairs add to the chunk's tokens.
-
-    A chunk has at most `most` pairs and, if given, `tokens` distinct tokens.
-    """
-    chunk: list[int] = []
-    costs: list[int] = []
-    for index, cost in zip(members, _added_tokens([pairs[index] for index in members]), strict=True):
-        if chunk and (len(chunk) == most or (tokens is not None and sum(costs) + cost > tokens)):
-            yield chunk, costs
-            chunk, costs = [], []
-        costs.append(cost if chunk else _alone(pairs[index]))
-        chunk.append(index)
-    yield chunk, costs
-
-
-def _added_tokens(pairs: Sequence[PairTokens]) -> list[int]:
-    """Returns the distinct prefixes that each pair adds to those before it; together, the size of their forest."""
-    forest = build_forest([sequence for pair in pairs for sequence in pair.sequences])
-    seen = np.zeros(len(forest), bool)
-    added = []
-    for chosen, rejected in zip(forest.paths[::2], forest.paths[1::2], strict=True):
-        nodes = np.union1d(chosen, rejected)
-        added.append(int(np.count_nonzero(~seen[nodes])))
-        seen[nodes] = True
-    return added
-
-
-def _alone(pair: PairTokens) -> int:
-    """Returns the tokens of a pair that shares nothing with the one before it."""
-    return len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
-
-
-def _even_edges(costs: list[int], parts: int) -> list[int]:
-    """Returns the edges of `parts` consecutive runs of about equal cost, none of them empty."""
-    running = np.array([0, *accumulate(costs)])
-    edges = [0]
-    for part in range(1, parts):
-        ideal = running[-1] * part / parts
-        nearest = int(np.abs(running - ideal).argmin())
-        edges.append(min(max(nearest, edges[-1] + 1), len(costs) - (parts - part)))
-    return [*edges, len(costs)]
+    plan = PairPlan(pairs, shape, seed=seed, by_group=by_group, chunk_tokens=tokens)
+    most = math.ceil(shape.global_batch / shape.world_size)
+    tried = [n for n in range(shape.accumulation, most) if not shape.equal_pairs or most % n == 0]
+    for accumulation in tried:
+        if plan.with_accumulation(accumulation).within(tokens, epochs):
+            return accumulation
+    return max(shape.accumulation, most)

@@ -18,7 +18,8 @@ class Tally:
         """Adds the mean of `count` things; a count of 0 adds nothing."""
         device = next((part.device for part in (mean, count) if isinstance(part, Tensor)), None)
         mean, count = (torch.as_tensor(part, dtype=torch.float64, device=device) for part in (mean, count))
-        total = torch.stack([mean * count, count])
+        # The mean of nothing is often 0 / 0. Detached: a sum would keep the graphs of all that was added to it.
+        total = torch.stack([torch.where(count > 0, mean * count, 0.0), count]).detach()
         self._totals[name] = self._totals[name] + total if name in self._totals else total
 
     def means(self, reduce: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], dict[str, float]]:

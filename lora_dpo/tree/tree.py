@@ -22,6 +22,7 @@ class Tree:
         subtree_end: One past each node's last descendant, shape (N,).
         blocks: How block-wise attention is cut.
         chains: The unbranched pieces, which kernels for sequences of various lengths take one by one.
+        depth_span: Nodes of the longest path.
         cache: What is derived on first use and shared by all layers: masks, by kind.
     """
 
@@ -30,6 +31,7 @@ class Tree:
     subtree_end: Tensor
     blocks: tuple[Block, ...]
     chains: tuple[Block, ...]
+    depth_span: int
     cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -41,6 +43,7 @@ class Tree:
             torch.from_numpy(forest.subtree_end),
             tuple(plan_blocks(forest)),
             tuple(chains(forest)),
+            int(forest.depth.max(initial=-1)) + 1,
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Tree:
@@ -95,13 +98,6 @@ class Tree:
     def effective(self, window: int | None) -> int | None:
         """Returns the sliding window, or None where no path is long enough for it to hide anything."""
         return None if window is None or window >= self.depth_span else window
-
-    @property
-    def depth_span(self) -> int:
-        """The longest path of the forest."""
-        if "span" not in self.cache:
-            self.cache["span"] = max((len(block.path) + block.end - block.start for block in self.blocks), default=0)
-        return self.cache["span"]
 
     def _cut(self, block: Block, window: int | None, groups: int) -> Cut:
         size, device = block.end - block.start, self.ids.device

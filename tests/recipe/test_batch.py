@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_dpo.errors import UserError
-from lora_dpo.recipe.batch import BatchPlan, plan_batches
+from lora_dpo.recipe.batch import BatchPlan, plan_batches, token_budget
+from lora_dpo.recipe.schema import Recipe
 
 sizes = st.integers(min_value=1, max_value=512)
 worlds = st.integers(min_value=1, max_value=64)
@@ -91,3 +93,23 @@ def test_errors_name_the_nearest_numbers_that_divide(arguments: tuple[int, int |
     with pytest.raises(UserError) as caught:
         plan_batches(*arguments)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("sections", "tokens"),
+    [
+        ({}, 4096),
+        ({"train": {"trees": "on"}}, 4096),
+        ({"train": {"tokens_per_micro_batch": 900}}, 900),
+        ({"train": {"micro_batch_size": 2}}, None),
+        ({"train": {"trees": "off"}}, None),
+        ({"train": {"trees": "off", "tokens_per_micro_batch": 900}}, 900),
+        ({"adapter": {"dropout": 0.1}}, None),
+        ({"adapter": {"dropout": 0.1}, "train": {"tokens_per_micro_batch": 900}}, 900),
+        ({"dpo": {"loss": ["sigmoid", "sft"]}}, None),
+        ({"dpo": {"loss": "aot"}}, None),
+        ({"dpo": {"loss": ["sigmoid", "ipo"]}}, 4096),
+    ],
+)
+def test_tokens_are_the_measure_where_trees_can_be(sections: dict[str, Any], tokens: int | None) -> None:
+    assert token_budget(Recipe.model_validate({"model": {"name": "m"}, "run": {"name": "r"}, **sections})) == tokens

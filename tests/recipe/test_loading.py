@@ -104,6 +104,17 @@ def test_an_unknown_key_is_refused_with_its_line_and_the_nearest_key(refusal, te
         ("slurm: {time: 90}\n", "slurm.time: 90 could be minutes or seconds; write HH:MM:SS"),
         ("adapter: {targets: []}\n", "adapter: targets is empty; name at least one layer, or use all-linear"),
         ("train: {strategy: qlora}\n", "recipe.yaml: train.strategy qlora needs adapter.method qlora"),
+        ("train: {trees: of}\n", "recipe.yaml:3: train.trees: 'of' is not one of 'auto', 'on' or 'off'. Did you mean"),
+        ("train: {trees: true}\n", "train.trees: True is not one of 'auto', 'on' or 'off'. Known: auto, on, off."),
+        ("train: {weight: groups}\n", "train.weight: 'groups' is not one of 'pair' or 'group'. Did you mean 'group'?"),
+        ("train: {group_by_prompt: flase}\n", "'flase' is neither true nor false. Did you mean 'false'?"),
+        ("train: {tokens_per_micro_batch: 0}\n", "tokens_per_micro_batch: input should be greater than or equal to 1"),
+        ("train: {token_per_micro_batch: 9}\n", "Did you mean 'train.tokens_per_micro_batch'?"),
+        ("dpo: {reference: cache}\n", "'cache' is not one of 'cached' or 'live'. Did you mean 'cached'?"),
+        (
+            "train:\n  micro_batch_size: 2\n  tokens_per_micro_batch: 900\n",
+            "recipe.yaml:3: train: micro_batch_size and tokens_per_micro_batch both say how a step is cut; set one to",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_line_and_what_would_be_right(refusal, text: str, message: str) -> None:

@@ -182,6 +182,37 @@ def test_method_and_strategy_fit_together(method: str, strategy: str, message: s
             Recipe.model_validate(values)
 
 
+def with_sections(**sections: dict[str, Any]) -> Recipe:
+    return Recipe.model_validate({"model": {"name": "m"}, "run": {"name": "r"}, **sections})
+
+
+@pytest.mark.parametrize("train", [{"tokens_per_micro_batch": 900}, {"weight": "group"}])
+@pytest.mark.parametrize("loss", ["aot", "aot_unpaired", "sft"])
+def test_losses_that_are_no_mean_over_pairs_need_equally_many(loss: str, train: dict[str, Any]) -> None:
+    for losses in ([loss], ["sigmoid", loss]):
+        with pytest.raises(ValidationError, match=f"{loss} is no mean over pairs.*use train.micro_batch_size and"):
+            with_sections(dpo={"loss": losses}, train=train)
+        assert with_sections(dpo={"loss": losses}, train={"micro_batch_size": 2, "weight": "pair"})
+    assert with_sections(dpo={"loss": "ipo"}, train=train)
+
+
+def test_a_step_is_cut_in_one_way() -> None:
+    both = {"micro_batch_size": 2, "tokens_per_micro_batch": 900}
+    with pytest.raises(ValidationError, match="both say how a step is cut; set one to null"):
+        with_sections(train=both)
+    for key in both:
+        assert with_sections(train=both | {key: None}).train.model_dump()[key] is None
+
+
+def test_trees_and_dropout_do_not_go_together() -> None:
+    words = "train.trees on does not go with adapter.dropout 0.1.*use train.trees auto, or adapter.dropout 0"
+    with pytest.raises(ValidationError, match=words):
+        with_sections(train={"trees": "on"}, adapter={"dropout": 0.1})
+    assert with_sections(train={"trees": "on"}).train.trees == "on"
+    assert with_sections(train={"trees": "off"}, adapter={"dropout": 0.1}).train.trees == "off"
+    assert with_sections(adapter={"dropout": 0.1}).train.trees == "auto"
+
+
 def test_sources_are_a_list_however_they_were_written() -> None:
     a, b = Source(path="a"), Source(path="b", weight=2)
     assert DataSection(path="a").sources() == [a]

@@ -10,11 +10,13 @@ from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
+from lora_dpo.errors import UserError
 from lora_dpo.model.adapter import lora_config
 from lora_dpo.model.base import load_model, load_tokenizer
 from lora_dpo.recipe.batch import plan_batches
 from lora_dpo.training.arguments import training_arguments
 from lora_dpo.training.trainer import as_dataset
+from lora_dpo.tree.hf import takes_trees
 from tests.small import preferences, small_recipe, small_trainer, tokenised
 
 
@@ -138,6 +140,57 @@ def test_precomputed_reference_of_a_continued_adapter_has_no_dropout(tiny_models
     chosen, rejected = expected.compute_ref_log_probs(expected.model, batch)
     assert second.train_dataset["ref_chosen_logps"] == pytest.approx(chosen.tolist(), abs=1e-4)
     assert second.train_dataset["ref_rejected_logps"] == pytest.approx(rejected.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("trees", "dropout", "used"), [("auto", 0.0, True), ("on", 0.0, True), ("off", 0.0, False), ("auto", 0.1, False)]
+)
+def test_trees_are_used_as_the_recipe_says(
+    tiny_models, tmp_path: Path, trees: str, dropout: float, used: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = small_recipe(tiny_models("llama"), tmp_path, train={"trees": trees}, adapter={"dropout": dropout})
+    trainer = small_trainer(recipe)
+    batch = trainer.data_collator([trainer.train_dataset[n] for n in range(4)])
+    assert takes_trees(trainer.model) == ("tree" in batch) == used
+    words = "Trees are off: adapter.dropout draws a mask for every repeated token."
+    assert (words in " ".join(capsys.readouterr().err.split())) == (dropout > 0)
+    assert losses(trainer)[0] == pytest.approx(0.693147, abs=1e-4)
+
+
+def test_trees_that_turn_out_to_be_impossible_are_refused(tiny_models, tmp_path: Path) -> None:
+    """As `check_trees` does before, where it can look at the model."""
+    recipe = small_recipe(tiny_models("llama"), tmp_path, train={"trees": "on"})
+    dropout = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"dropout": 0.1})})
+    with pytest.raises(
+        UserError, match="train.trees is on, but this model cannot use trees.\nThe reason: adapter.dropout draws"
+    ):
+        small_trainer(dropout)
+
+
+def test_a_live_reference_gives_the_losses_of_a_cached_one(tiny_models, tmp_path: Path) -> None:
+    found = {}
+    for reference in ("cached", "live"):
+        recipe = small_recipe(
+            tiny_models("llama"), tmp_path, dpo={"reference": reference}, train={"max_steps": 4, "learning_rate": 1e-2}
+        )
+        trainer = small_trainer(recipe)
+        assert ("ref_chosen_logps" in trainer.train_dataset.column_names) == (reference == "cached")
+        found[reference] = losses(trainer)
+    assert found["live"] == pytest.approx(found["cached"], abs=1e-5)
+    assert found["live"][-1] < found["live"][0] - 1e-3
+
+
+@pytest.mark.parametrize("weight", ["pair", "group"])
+def test_pairs_or_prompts_weigh_the_same(tiny_models, tmp_path: Path, weight: str) -> None:
+    """Three pairs of one prompt and one of another are a step."""
+    recipe = small_recipe(tiny_models("llama"), tmp_path, train={"weight": weight})
+    trainer = small_trainer(recipe)
+    rows = trainer.train_dataset
+    prompts = [rows[n // 3]["prompt_ids"] for n in range(4)]
+    trainer.train_dataset = trainer.train_dataset.remove_columns("prompt_ids").add_column("prompt_ids", prompts)
+    weights = {place.index: place.weight for part in trainer.train_plan().micro_batches(0) for place in part}
+    shares = [weights[n] / sum(weights.values()) for n in range(4)]
+    assert shares == pytest.approx([0.25] * 4 if weight == "pair" else [1 / 6, 1 / 6, 1 / 6, 1 / 2])
 
 
 def test_full_method_trains_the_whole_model_against_a_copy(tiny_models, tmp_path: Path) -> None:

@@ -64,7 +64,6 @@ def test_one_tree_costs_no_more_than_as_one_block(sequences: list[list[int]], pr
     assert cost(plan, price) <= price + len(forest) ** 2
 
 
-@pytest.mark.xfail(strict=True, reason="a split tree and its neighbours are never weighed against one block")
 def test_a_forest_costs_no_more_than_as_one_block() -> None:
     # As one block 49 + 16 * 16 = 305. The first tree alone costs 49 + 15 * 15 = 274, its three chains
     # 3 * 49 + 5 * 5 + 5 * 10 + 5 * 10 = 272; with the second tree, 49 + 1, that is 322.
@@ -73,7 +72,20 @@ def test_a_forest_costs_no_more_than_as_one_block() -> None:
         assert cost(plan_blocks(forest), 49) <= 305
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="chains() of a forest without nodes: zip of 0 starts, 1 end")
+@given(sequences=token_lists(), price=overheads)
+@settings(deadline=None)
+def test_no_run_of_trees_is_cheaper_as_one_block(sequences: list[list[int]], price: int) -> None:
+    forest = build_forest(sequences)
+    with overhead(price):
+        plan = plan_blocks(forest)
+    edges = [*forest.roots.tolist(), len(forest)]
+    for i, start in enumerate(edges):
+        for end in edges[i + 1 :]:
+            within = [block for block in plan if start <= block.start and block.end <= end]
+            if sum(block.end - block.start for block in within) == end - start:  # no block reaches out of the run
+                assert cost(within, price) <= price + (end - start) ** 2
+
+
 def test_no_tokens_are_no_blocks() -> None:
     assert chains(build_forest([])) == []
     assert plan_blocks(build_forest([[]])) == []
@@ -106,6 +118,15 @@ def test_known_chains() -> None:
     assert spans(chains(forest)) == expected
     with overhead(0):
         assert spans(plan_blocks(forest)) == expected
+
+
+def test_many_trees_share_blocks_of_the_best_size() -> None:
+    # n trees of 10 in one block cost 600 + 100 * n * n. Of twelve, six blocks of 2 cost 6 * 1000 and four of 3 cost
+    # 4 * 1500, and nothing costs less: one after the other, as long as the next one pays, takes them by 4, for 6600.
+    with overhead(600):
+        assert cost(plan_blocks(build_forest([[i] * 10 for i in range(12)])), 600) == 6000
+        # Ten: two by 3 and two by 2 cost 5000, and three by 3 with one left over 5200.
+        assert cost(plan_blocks(build_forest([[i] * 10 for i in range(10)])), 600) == 5000
 
 
 def test_a_single_chain_stays_one() -> None:

@@ -26,7 +26,7 @@ from trl.trainer.utils import add_fused_lm_head
 from lora_dpo.model.base import load_model
 from lora_dpo.recipe.schema import ModelSection
 from lora_dpo.tree import Batching, enable
-from lora_dpo.tree.hf import teach_trees
+from lora_dpo.tree.hf import check_model, teach_trees
 from tests.parity.models import OUTPUTS, collated, hard_pairs
 
 SMALL = {"vocab_size": 700, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -104,6 +104,33 @@ def test_a_model_that_cannot_goes_on_without_trees(name: str, tiny_models, tmp_p
     (first, *_) = (entry["loss"] for entry in made.state.log_history if "loss" in entry)
     assert "tree" not in made.data_collator([made.train_dataset[0]])
     assert first < 1.5  # ln 2, and the router's loss where there is one
+
+
+@pytest.mark.parametrize("name", CANNOT)
+def test_a_model_that_cannot_is_known_before_there_is_a_trainer(name: str, tmp_path: Path) -> None:
+    config, expected = CANNOT[name]
+    model = AutoModelForCausalLM.from_config(config)
+    attention = model.config._attn_implementation
+    reason = check_model(model, DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False))
+    assert reason is not None and expected in reason
+    assert model.config._attn_implementation == attention
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gptj"])
+def test_a_model_that_can_stays_as_it_was(architecture: str, tiny_models, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_models(architecture), dtype=torch.float32).train()
+    forward, attention = model.forward, model.config._attn_implementation
+    assert check_model(model, DPOConfig(output_dir=str(tmp_path / "none"), use_cpu=True, bf16=False)) is None
+    assert model.forward == forward
+    assert (model.config._attn_implementation, model.training) == (attention, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_router_without_a_loss_is_no_reason(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_config(CANNOT["a router"][0])
+    assert check_model(model, DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)) is not None
+    arguments = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, router_aux_loss_coef=0.0)
+    assert check_model(model, arguments) is None
 
 
 def test_dropout_and_virtual_tokens(tiny_models, tmp_path: Path) -> None:
