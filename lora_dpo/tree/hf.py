@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import DPOConfig, DPOTrainer
@@ -114,6 +115,7 @@ def set_up(trainer: PlannedTrainer, batching: Batching, *, trees: bool = True) -
     if reason is None:
         teach_trees(_base_model(trainer.model), with_squares=trainer.use_weighting)
         fuse_adapters(trainer.model)
+        fuse_activations(trainer.model)
         if trainer.ref_model is not None:
             teach_trees(_base_model(trainer.accelerator.unwrap_model(trainer.ref_model)))
     trainer.data_collator = PlanCollator(trainer.data_collator, trees=reason is None)
@@ -423,6 +425,14 @@ def teach_trees(model: PreTrainedModel, *, with_squares: bool = False) -> None:
 def takes_trees(model: Any) -> bool:
     """Returns whether `teach_trees` was called on this model, or on the one inside its adapter."""
     return hasattr(_base_model(model).forward, "takes_trees")
+
+
+def fuse_activations(model: torch.nn.Module) -> None:
+    """Puts torch's one kernel in the place of the tanh GELU that Transformers writes out in eight (GPT-2, GPT-J)."""
+    for layer in list(model.modules()):
+        for name, child in layer.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(layer, name, GELUTanh())
 
 
 def _hidden_states(model: PreTrainedModel, tree: Tree) -> Tensor:

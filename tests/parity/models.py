@@ -50,7 +50,7 @@ class Adapted:
 
 
 def adapted(folder: Path, architecture: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> Adapted:
-    """Loads a tiny model, makes its logits large, and adapts it."""
+    """Loads a tiny model, makes its logits large, and adapts it; it takes trees as a trainer's model would."""
     attention = "eager" if architecture in {"gemma2", "gptj"} else "sdpa"
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation=attention, **_CAPS.get(architecture, {}), **options

@@ -20,13 +20,14 @@ from transformers import (
     PretrainedConfig,
     Qwen3NextConfig,
 )
+from transformers.activations import GELUTanh, NewGELUActivation
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from lora_dpo.model.base import load_model
 from lora_dpo.recipe.schema import ModelSection
 from lora_dpo.tree import Batching, enable
-from lora_dpo.tree.hf import check_model, teach_trees
+from lora_dpo.tree.hf import check_model, fuse_activations, teach_trees
 from tests.parity.models import OUTPUTS, collated, hard_pairs
 
 SMALL = {"vocab_size": 700, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -170,6 +171,21 @@ def test_calls_without_a_tree_are_what_they_were(architecture: str, tiny_models)
         teach_trees(model)
         assert torch.equal(model(**inputs).logits, expected)
         assert torch.equal(model.generate(batch["input_ids"][:2, :5], max_new_tokens=6, do_sample=False), words)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gptj"])
+def test_the_written_out_gelu_becomes_one_kernel(architecture: str, tiny_models) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_models(architecture), dtype=torch.float32).eval()
+    ids = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+        before = model.config.to_dict()
+        fuse_activations(model)
+        assert torch.allclose(model(ids).logits, expected, atol=1e-5)
+    kinds = {type(module) for module in model.modules()}
+    assert NewGELUActivation not in kinds
+    assert GELUTanh in kinds
+    assert model.config.to_dict() == before
 
 
 @pytest.mark.parametrize("config", [GraniteConfig, CohereConfig])
