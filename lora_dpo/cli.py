@@ -48,7 +48,7 @@ def _options(
     context.obj = debug
 
 
-@app.command(epilog="Example: lora-dpo quickstart train.max_steps=100 run.name=longer")
+@app.command(epilog="Example: lora-dpo quickstart train.epochs=4 run.name=longer")
 def quickstart(context: typer.Context, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """Align a small real model on this machine, start to end, in a few minutes."""
     from lora_dpo.recipe.loading import load_recipe

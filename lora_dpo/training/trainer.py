@@ -83,7 +83,8 @@ class PreferenceTrainer(PlannedTrainer, DPOTrainer):
         if reason is not None and train.trees == "on":
             raise _cannot(reason)
         if reason is not None and train.trees == "auto":
-            note(f"Trees are off: {reason}.")
+            more = "" if plan.tokens is None else " If memory runs out, set train.micro_batch_size."
+            note(f"Trees are off: {reason}.{more}")
 
     def progress(self, steps: Iterable[Any], description: str) -> Iterable[Any]:
         """Shows how far a pass over the data is."""
