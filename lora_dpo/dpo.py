@@ -27,9 +27,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         from lora_dpo.recipe.loading import load_recipe
 
         recipe = load_recipe(arguments.recipe, arguments.overrides)
-        from lora_dpo.pipeline import align  # takes seconds to import, which a mistake in the recipe need not wait for
+        from accelerate import PartialState  # takes seconds to import, which a mistake in the recipe need not wait for
+
+        from lora_dpo.pipeline import align
 
         align(recipe, overwrite=arguments.overwrite)
+        PartialState().destroy_process_group()  # a process that ends while gloo's threads run may be aborted by them
 
 
 if __name__ == "__main__":

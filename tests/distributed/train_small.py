@@ -45,6 +45,8 @@ def main(model: str, folder: Path, sections: dict) -> None:
             "reference": trainer.train_dataset["ref_chosen_logps"][:] if recipe.dpo.reference == "cached" else [],
         }
         (folder / "log.json").write_text(json.dumps(log))
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()  # a process that ends while gloo's threads run may be aborted by them
 
 
 def fill(parameter: torch.nn.Parameter, values: torch.Tensor, zero3: bool) -> None:
