@@ -137,7 +137,7 @@ def environment() -> dict[str, Any]:
         **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft")},
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", ":/", ":(exclude)results")),
     }
 
 

@@ -106,6 +106,8 @@ def training_arguments(recipe: Recipe, plan: BatchPlan, n_pairs: int, n_validati
         "data_seed": recipe.run.seed,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
+        # A worker builds trees while the GPU computes; beside a CPU that computes it would only take a core away.
+        "dataloader_num_workers": int(torch.cuda.is_available()),
         "disable_tqdm": True,
         "ddp_find_unused_parameters": False,
         "logging_nan_inf_filter": False,  # a NaN is to be seen in the log, not averaged away

@@ -414,7 +414,7 @@ def teach_trees(model: PreTrainedModel, *, with_squares: bool = False) -> None:
         if tree is None or not kwargs.get("fused_lm_head"):
             return plain_forward(*args, **kwargs)
         hidden, output = hidden_states(self, tree.tree), self.get_output_embeddings()
-        with maybe_gather_lm_head_ctx(output.weight, output.bias):
+        with maybe_gather_lm_head_ctx(output.weight, output.bias):  # once, also where head and embedding are one
             scores = tree.score(hidden.to(output.weight.device), _head(self), with_squares=with_squares)
         return FusedCausalLMOutput(**scores._asdict(), label_mask=tree.slots > 0)
 
@@ -463,7 +463,8 @@ def _head(model: PreTrainedModel) -> Head:
     config = model.config.get_text_config()
     output = model.get_output_embeddings()
     weight, bias = (part.full_tensor() if isinstance(part, DTensor) else part for part in (output.weight, output.bias))
-    return Head(weight, bias, _logit_scale(config), getattr(config, "final_logit_softcapping", None))
+    gathered = functools.partial(maybe_gather_lm_head_ctx, output.weight, output.bias)
+    return Head(weight, bias, _logit_scale(config), getattr(config, "final_logit_softcapping", None), gathered)
 
 
 def _logit_scale(config: Any) -> float:

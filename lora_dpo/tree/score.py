@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,12 +25,15 @@ class Head:
         bias: Shape (V,), or None.
         scale: Factor of the logits.
         softcap: Bound of the logits, None for none.
+        gathered: Context in which weight and bias are whole, where they are divided over processes and trained: the
+            backward pass enters it again.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    gathered: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 class EdgeScores(NamedTuple):
@@ -70,8 +74,7 @@ def score_edges(
     """
     trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
     function = _TrainedHead if trained and torch.is_grad_enabled() else _FrozenHead
-    given = hidden, head.weight, head.bias, parents, targets, head.scale, head.softcap, with_squares
-    return EdgeScores(*function.apply(*given))
+    return EdgeScores(*function.apply(hidden, head.weight, head.bias, parents, targets, head, with_squares))
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -80,10 +83,9 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, parents: Tensor, targets: Tensor,
-        scale: float, softcap: float | None, with_squares: bool,
+        head: Head, with_squares: bool,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         ctx.set_materialize_grads(False)
-        head = Head(weight, bias, scale, softcap)
         wanted = {"with_gradient": ctx.needs_input_grad[0], "with_squares": with_squares}
         statistics = _Statistics(hidden, head, parents, targets, **wanted)
         ctx.shape, ctx.dtype = hidden.shape, hidden.dtype
@@ -95,11 +97,11 @@ class _FrozenHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if gradient is None:
-            return (None,) * 8
+            return (None,) * 7
         of_edge, parents = ctx.saved_tensors
         of_hidden = torch.zeros(ctx.shape, device=gradient.device)
         of_hidden.index_add_(0, parents, of_edge * gradient[:, None])
-        return of_hidden.to(ctx.dtype), *(None,) * 7
+        return of_hidden.to(ctx.dtype), *(None,) * 6
 
 
 class _TrainedHead(torch.autograd.Function):
@@ -108,30 +110,37 @@ class _TrainedHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, parents: Tensor, targets: Tensor,
-        scale: float, softcap: float | None, with_squares: bool,
+        head: Head, with_squares: bool,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         ctx.set_materialize_grads(False)
-        head = Head(weight, bias, scale, softcap)
         statistics = _Statistics(hidden, head, parents, targets, with_gradient=False, with_squares=with_squares)
         ctx.save_for_backward(hidden, weight, bias, parents, targets, statistics.log_normaliser)
-        ctx.head = scale, softcap
+        ctx.head = head
         return _differentiable_in_the_first(ctx, statistics.scores())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if gradient is None:
-            return (None,) * 8
-        hidden, weight, bias, parents, targets, log_normaliser = ctx.saved_tensors
+            return (None,) * 7
+        with ctx.head.gathered():
+            return *_TrainedHead._gradients(gradient.float(), *ctx.saved_tensors, ctx.head), *(None,) * 4
+
+    @staticmethod
+    def _gradients(
+        gradient: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, parents: Tensor, targets: Tensor,
+        log_normaliser: Tensor, head: Head,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+        head = replace(head, weight=weight, bias=bias)
         of_hidden = torch.zeros(hidden.shape, device=hidden.device)
         of_weight = torch.zeros(weight.shape, device=weight.device)
         of_bias = None if bias is None else torch.zeros(bias.shape, device=bias.device)
-        total = torch.zeros(len(hidden), device=hidden.device).index_add_(0, parents, gradient.float())
-        for rows, words, logits, slope in _tiles(hidden, Head(weight, bias, *ctx.head)):
+        total = torch.zeros(len(hidden), device=hidden.device).index_add_(0, parents, gradient)
+        for rows, words, logits, slope in _tiles(hidden, head):
             of_logits = (logits - log_normaliser[rows, None]).exp_().mul_(-total[rows, None])
             inside, row, column = _in_tile(parents, targets, rows, logits, words.start)
-            of_logits.index_put_((row, column), gradient.float().where(inside, 0), accumulate=True)
-            of_logits.mul_(ctx.head[0])
+            of_logits.index_put_((row, column), gradient.where(inside, 0), accumulate=True)
+            of_logits.mul_(head.scale)
             if slope is not None:
                 of_logits.mul_(slope)
             low = of_logits.to(weight.dtype)
@@ -140,7 +149,7 @@ class _TrainedHead(torch.autograd.Function):
             if of_bias is not None:
                 of_bias[words] += of_logits.sum(0)
         of_bias = None if of_bias is None else of_bias.to(bias.dtype)
-        return of_hidden.to(hidden.dtype), of_weight.to(weight.dtype), of_bias, *(None,) * 5
+        return of_hidden.to(hidden.dtype), of_weight.to(weight.dtype), of_bias
 
 
 def _differentiable_in_the_first(ctx: Any, scores: EdgeScores) -> tuple[Tensor | None, ...]:

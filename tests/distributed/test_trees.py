@@ -86,3 +86,12 @@ def test_zero(stage: int, architecture: str, tiny_models, tmp_path: Path, alone)
     found = run(2, tiny_models(architecture), tmp_path / "run", sections)
     assert (found[0]["world"], found[0]["strategy"]) == (2, "DistributedType.DEEPSPEED")
     check_equal(found, expected, 5e-5)
+
+
+def test_a_head_that_is_divided_and_trained(tiny_models, tmp_path: Path, alone) -> None:
+    """ZeRO-3 gives the whole model's weights back after the forward pass, and the head's gradient needs them again."""
+    pytest.importorskip("deepspeed")
+    sections = {"train": {**TRAIN, "tokens_per_micro_batch": 120}, "adapter": {"method": "full"}}
+    expected = alone(sections)
+    sections["train"]["trl"] = {"deepspeed": str(REPOSITORY / "ds_configs" / "zero3.json")}
+    check_equal(run(2, tiny_models("llama"), tmp_path / "run", sections), expected, 5e-5)

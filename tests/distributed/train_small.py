@@ -37,7 +37,9 @@ def main(model: str, folder: Path, sections: dict) -> None:
     trainer.train()
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
-        torch.save({name: value.cpu() for name, value in state.items() if "lora_" in name}, folder / "adapter.pt")
+        whole = recipe.adapter.method == "full"
+        trained = {name: value.cpu() for name, value in state.items() if whole or "lora_" in name}
+        torch.save(trained, folder / "adapter.pt")
         log = {
             "log": trainer.state.log_history,
             "world": trainer.accelerator.num_processes,

@@ -193,6 +193,16 @@ def test_pairs_or_prompts_weigh_the_same(tiny_models, tmp_path: Path, weight: st
     assert shares == pytest.approx([0.25] * 4 if weight == "pair" else [1 / 6, 1 / 6, 1 / 6, 1 / 2])
 
 
+def test_workers_build_the_same_trees(tiny_models, tmp_path: Path) -> None:
+    seen = []
+    for workers in (0, 2):
+        train = {"max_steps": 4, "trl": {"dataloader_num_workers": workers}}
+        trainer = small_trainer(small_recipe(tiny_models("llama"), tmp_path, train=train), count=6)
+        seen.append(losses(trainer))
+        assert trainer.state.log_history[0]["tree/sharing"] > 1
+    assert seen[0] == seen[1]
+
+
 def test_full_method_trains_the_whole_model_against_a_copy(tiny_models, tmp_path: Path) -> None:
     train = {"max_steps": 4, "learning_rate": 1e-3, "warmup": 0.0}
     trainer = small_trainer(small_recipe(tiny_models("llama"), tmp_path, adapter={"method": "full"}, train=train))

@@ -138,6 +138,19 @@ def test_the_gpu_script_runs_on_a_tiny_model(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_metrics_share_of_the_head_is_measured(tmp_path):
+    result = tmp_path / "head.json"
+    options = ["--parents", "20", "--vocabulary", "3000", "--hidden", "16", "--rounds", "2", "--json", str(result)]
+    done = run("head.py", *options)
+    assert done.returncode == 0, done.stderr
+    entry = json.loads(result.read_text())["20x3000x16"]
+    assert entry["ratios"]["metrics_over_whole"] == pytest.approx(
+        entry["seconds"]["metrics"] / entry["seconds"]["whole"]
+    )
+    assert f"{entry['ratios']['metrics_over_whole']:.1%}" in done.stdout
+
+
+@pytest.mark.slow
 def test_without_a_gpu_one_sentence_says_so(tmp_path):
     done = run("gpu.py", "--json", str(tmp_path / "gpu.json"))
     assert done.returncode == 2
