@@ -91,6 +91,7 @@ def overrides_for(name: str, model: Path, folder: Path) -> list[str]:
         "data.split.validation=0.1",
         "train.max_steps=2",
         "train.global_batch_size=4",
+        "train.tokens_per_micro_batch=null",
         "train.micro_batch_size=2",
         "train.strategy=single",
         "evaluation.samples=2",

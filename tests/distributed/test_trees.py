@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY
 from tests.process import run_python
 
 pytestmark = pytest.mark.slow
-# On a CPU DeepSpeed compiles a kernel when it starts, and PyTorch's builder does not quote the folder that it links with.
+# On a CPU DeepSpeed compiles a kernel when it starts, and PyTorch's builder does not quote the folder it links with.
 needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None or shutil.which("c++") is None or " " in sys.prefix,
     reason="DeepSpeed is missing, or a C++ compiler, or the environment's path has a space",
