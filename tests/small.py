@@ -22,13 +22,15 @@ _FACTS = (
 )
 
 
-def preferences(count: int = 4) -> list[Pair]:
-    """Returns pairs of short answers of different lengths, one pair a question."""
+def preferences(count: int = 4, per_question: int = 1) -> list[Pair]:
+    """Returns pairs of short answers of different lengths."""
     pairs = []
-    for number in range(count):
+    for place in range(count):
+        number, turn = divmod(place, per_question)
         question, chosen, rejected = _FACTS[number % len(_FACTS)]
+        rejected += " So I was told." * turn
         turns = user(question if number < len(_FACTS) else f"{question} (asked again, {number})")
-        pairs.append(Pair(turns, chosen, rejected, group_of(turns), origin=f"small.py, pair {number}"))
+        pairs.append(Pair(turns, chosen, rejected, group_of(turns), origin=f"small.py, pair {place}"))
     return pairs
 
 
@@ -53,17 +55,25 @@ def small_recipe(model: Path | str, folder: Path, **sections: dict[str, Any]) ->
     return Recipe.model_validate(values)
 
 
-def tokenised(recipe: Recipe, count: int = 4) -> list[TokenisedPair]:
+def tokenised(recipe: Recipe, count: int = 4, per_question: int = 1) -> list[TokenisedPair]:
     """Returns `preferences` as the recipe's model reads them."""
-    return list(TurnEncoder(load_tokenizer(recipe.model), recipe.model.template).encode(preferences(count)))
+    return list(
+        TurnEncoder(load_tokenizer(recipe.model), recipe.model.template).encode(preferences(count, per_question))
+    )
 
 
 def small_trainer(
-    recipe: Recipe, *, count: int = 4, callbacks: tuple = (), validation: int = 0, world_size: int = 1
+    recipe: Recipe,
+    *,
+    count: int = 4,
+    per_question: int = 1,
+    callbacks: tuple = (),
+    validation: int = 0,
+    world_size: int = 1,
 ) -> PreferenceTrainer:
     """Returns a trainer of the recipe on `preferences`, as the pipeline makes it."""
-    pairs = tokenised(recipe, count)
-    held_out = tokenised(recipe, validation) if validation else []
+    pairs = tokenised(recipe, count, per_question)
+    held_out = tokenised(recipe, validation, per_question) if validation else []
     plan = plan_steps(recipe, pairs, world_size)
     output = Path(recipe.run.folder) / recipe.run.name / "checkpoints"
     arguments = training_arguments(recipe, plan, len(pairs), len(held_out), output)

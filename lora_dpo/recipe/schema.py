@@ -240,15 +240,15 @@ class TrainSection(Section):
     tokens_per_micro_batch: PositiveInt | None = Field(
         None,
         description="Distinct tokens a forward pass and process; lower it when memory runs out. null is 4096, unless "
-        "micro_batch_size is given or trees are off.",
+        "micro_batch_size is given, trees are off, or the loss is no mean over pairs.",
     )
     micro_batch_size: PositiveInt | None = Field(
         None,
-        description="Pairs a forward pass and process, instead of tokens_per_micro_batch. null, where trees are off, "
-        "takes the largest up to 8 that divides.",
+        description="Pairs a forward pass and process, instead of tokens_per_micro_batch. null, where that is null "
+        "too, takes the largest up to 8 that divides.",
     )
     group_by_prompt: bool = Field(
-        True, description="Pairs of one prompt travel in the same micro-batch, which then computes the prompt once."
+        True, description="Pairs of one prompt stay next to each other, so that a micro-batch computes the prompt once."
     )
     weight: Literal["pair", "group"] = Field(
         "pair", description="What the loss is a mean over: pairs, or prompts however many pairs each has in a step."

@@ -79,7 +79,10 @@ class PreferenceTrainer(PlannedTrainer, DPOTrainer):
     def _set_up_trees(self, plan: BatchPlan) -> None:
         train = self._recipe.train
         batching = Batching(train.group_by_prompt, train.weight == "group", plan.tokens, plan.global_batch)
-        reason = set_up(self, batching, trees=train.trees != "off")
+        try:
+            reason = set_up(self, batching, trees=train.trees != "off")
+        except ValueError as error:
+            raise UserError(f"train.weight is group, but {error}.", fix="Use train.weight=pair.") from error
         if reason is not None and train.trees == "on":
             raise _cannot(reason)
         if reason is not None and train.trees == "auto":

@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from datasets import IterableDataset
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset as TorchIterableDataset
 from tqdm.auto import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
@@ -54,7 +55,7 @@ class Batching:
     """How pairs are put into micro-batches.
 
     Attributes:
-        group_by_prompt: Pairs of one prompt travel together.
+        group_by_prompt: Pairs of one prompt stay next to each other; a step or a micro-batch may end among them.
         equal_prompts: The loss is a mean over the prompts of a step, not over its pairs.
         tokens: Distinct tokens that a micro-batch should have: steps are cut where these are equal. None cuts where
             pairs are.
@@ -82,8 +83,13 @@ def enable(trainer: DPOTrainer, batching: Batching | None = None) -> str | None:
         None, or the reason why this trainer goes on without trees; it is given as a warning as well.
 
     Raises:
-        ValueError: The batching does not fit the trainer's loss.
+        ValueError: The batching does not fit the trainer's loss, or the trainer has been enabled before.
     """
+    if isinstance(trainer, PlannedTrainer):
+        raise ValueError("this trainer uses trees already")
+    if (reason := _cannot_be_planned(trainer)) is not None:
+        warnings.warn(f"Trees are off: {reason}.", stacklevel=2)
+        return reason
     kind = type(trainer)
     trainer.__class__ = type(f"Tree{kind.__name__}", (PlannedTrainer, kind), {})
     reason = set_up(trainer, batching or Batching())
@@ -111,6 +117,8 @@ def set_up(trainer: PlannedTrainer, batching: Batching, *, trees: bool = True) -
     losses = sorted(_NO_MEAN_OVER_PAIRS.intersection(trainer.loss_types))
     if losses and (batching.tokens is not None or batching.equal_prompts):
         raise ValueError(f"the loss {losses[0]} is no mean over pairs, so micro-batches must have equally many")
+    if trainer.aux_loss_enabled and batching.equal_prompts:
+        raise ValueError("a router's loss is no mean over prompts, so they cannot weigh the same")
     reason = _why_not(trainer) or _prove(_base_model(trainer.model)) if trees else "they are switched off"
     if reason is None:
         teach_trees(_base_model(trainer.model), with_squares=trainer.use_weighting)
@@ -157,11 +165,20 @@ class PlannedTrainer:
         return self._loader(self.train_dataset, self.train_plan())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Returns this process's part of an evaluation: in the order given, no pair twice."""
+        """Returns this process's part of an evaluation: prompt by prompt, no pair twice."""
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        return self._loader(rows, self._in_order(rows, self.args.per_device_eval_batch_size))
+        return self.get_test_dataloader(rows)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Returns this process's part of a prediction, as of an evaluation."""
+        return self._loader(test_dataset, self._in_order(test_dataset, self.args.per_device_eval_batch_size))
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates; what an earlier prediction left in the metrics, which are not logged, is dropped."""
+        self.tallies.pop("eval", None)
+        return super().evaluation_loop(*args, **kwargs)
 
     def compute_reference(self) -> None:
         """Computes the reference's log-probs of all pairs now, so that training needs no reference model."""
@@ -282,7 +299,7 @@ class PlannedTrainer:
         self.accelerator.even_batches = False  # the plan is even; Accelerate would repeat pairs
         loader = DataLoader(
             PlannedRows(rows),
-            batch_sampler=MicroBatchSampler(plan, args.per_device_train_batch_size),
+            batch_sampler=MicroBatchSampler(plan),
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
@@ -315,12 +332,19 @@ def check_model(model: Any, args: DPOConfig) -> str | None:
         base.forward = forward
 
 
-def _why_not(trainer: DPOTrainer) -> str | None:
-    """Returns why a trainer cannot use trees, as far as its settings tell."""
+def _cannot_be_planned(trainer: DPOTrainer) -> str | None:
+    """Returns why a trainer's data cannot be put into micro-batches beforehand."""
     if trainer._is_vision_dataset:
         return "images are not part of a token tree"
-    if any(getattr(part, "p", 0) > 0 for layer in trainer.model.modules() for part in _dropouts(layer)):
-        return "adapter.dropout draws a mask for every repeated token"
+    if isinstance(trainer.train_dataset, IterableDataset | TorchIterableDataset):
+        return "a streamed data set cannot be planned"
+    return None
+
+
+def _why_not(trainer: DPOTrainer) -> str | None:
+    """Returns why a trainer cannot use trees, as far as its settings tell."""
+    if any(_drops(layer) for layer in trainer.model.modules()):
+        return "dropout draws a mask for every repeated token"
     return _settings_against(trainer.model, trainer.args)
 
 
@@ -343,10 +367,14 @@ def _settings_against(model: Any, args: DPOConfig) -> str | None:
     return None
 
 
-def _dropouts(layer: torch.nn.Module) -> list[torch.nn.Module]:
-    if isinstance(layer, BaseTunerLayer):
-        return list(getattr(layer, "lora_dropout", {}).values())
-    return [layer] if isinstance(layer, torch.nn.Dropout) else []
+def _drops(layer: torch.nn.Module) -> bool:
+    """Returns whether a layer drops something out when it is trained.
+
+    Some hold a `Dropout`, others a rate that they hand to a function: `attention_dropout`, `dropout`.
+    """
+    if isinstance(layer, torch.nn.Dropout):
+        return layer.p > 0
+    return any("dropout" in name and isinstance(value, float) and value > 0 for name, value in vars(layer).items())
 
 
 def _prove(model: PreTrainedModel) -> str | None:

@@ -34,7 +34,7 @@ def _forward(layer: LoraLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return LoraLinear.forward(layer, x, *args, **kwargs)
     weight, bias, a, b, scaling = parts
     rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
-    return _FusedLora.apply(rows, weight, bias, a, b, scaling).view(*x.shape[:-1], -1)
+    return _FusedLora.apply(rows, weight, bias, a, b, scaling).view(*x.shape[:-1], len(weight))
 
 
 def _parts(layer: LoraLinear, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, float] | None:

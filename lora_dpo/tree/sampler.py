@@ -81,8 +81,8 @@ class PairPlan:
     Args:
         pairs: The data set.
         shape: How a step is cut.
-        seed: Of the order; None keeps the order given, as for an evaluation.
-        by_group: Keep pairs of one question together; otherwise every pair stands for itself.
+        seed: Of the order; None takes the questions in the order of their first pairs, as for an evaluation.
+        by_group: Keep pairs of one question next to each other; otherwise every pair stands for itself.
         equal_groups: Weight each question equally within its step, rather than each pair.
         chunk_tokens: Distinct tokens that a micro-batch may have; larger questions are cut.
     """
@@ -200,14 +200,14 @@ class MicroBatchSampler(Sampler[list[Weighted]]):
 
     Args:
         plan: The plan.
-        batch_size: A nominal size, which Accelerate asks for.
     """
 
-    def __init__(self, plan: PairPlan, batch_size: int = 1) -> None:
+    batch_size = None  # of any size: given a number, Accelerate drops the rounds whose last batch has another
+    drop_last = False
+
+    def __init__(self, plan: PairPlan) -> None:
         self._plan = plan
         self._epoch = 0
-        self.batch_size = batch_size
-        self.drop_last = False
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch; the trainer calls this."""

@@ -190,10 +190,10 @@ class _Statistics:
         weights = (logits - maximum[:, None]).exp_()
         self._exponentials[rows] = self._exponentials[rows] * shrink + weights.sum(1)
         if self._weighted_logits is not None:
-            added = torch.linalg.vecdot(weights, logits)
+            added = (weights * logits).sum(1)
             self._weighted_logits[rows] = self._weighted_logits[rows] * shrink + added
         if self._squares is not None:
-            self._squares[rows] = self._squares[rows] * shrink.square() + torch.linalg.vecdot(weights, weights)
+            self._squares[rows] = self._squares[rows] * shrink.square() + weights.square().sum(1)
         if self._expected is not None:
             self._expected[rows] *= shrink[:, None]
             weight = self._head.weight[words]
@@ -211,7 +211,7 @@ class _Statistics:
     def scores(self) -> EdgeScores:
         weighted = self._weighted_logits
         if weighted is None:
-            weighted = torch.linalg.vecdot(self._expected, self._hidden) * self._head.scale
+            weighted = (self._expected * self._hidden).sum(1) * self._head.scale
         entropy = self.log_normaliser - weighted / self._exponentials
         squares = None if self._squares is None else self._squares.log() - 2 * self._exponentials.log()
         parents = self._parents

@@ -23,8 +23,8 @@ needs_deepspeed = pytest.mark.skipif(
     reason="DeepSpeed is missing, or a C++ compiler, or the environment's path has a space",
 )
 
-# 10 pairs, 4 a step: the last step of an epoch has 2, fewer than its micro-batches.
-TRAIN = {"max_steps": 6, "global_batch_size": 4, "learning_rate": 1e-3, "eval_steps": 3, "warmup": 0.0}
+# 11 pairs, 7 a step: the last step of an epoch has 4, fewer than its micro-batches if each has one pair.
+TRAIN = {"max_steps": 6, "global_batch_size": 7, "learning_rate": 1e-3, "eval_steps": 3, "warmup": 0.0}
 
 
 def run(
@@ -72,7 +72,10 @@ def alone(tiny_models, tmp_path_factory: pytest.TempPathFactory):
 
 SETTINGS = {
     "cached, by tokens": {"train": {**TRAIN, "tokens_per_micro_batch": 120}},
-    "live, one pair at a time": {"train": {**TRAIN, "micro_batch_size": 1}, "dpo": {"reference": "live"}},
+    "live, one pair at a time": {
+        "train": {**TRAIN, "global_batch_size": 6, "micro_batch_size": 1},
+        "dpo": {"reference": "live"},
+    },
     "means over prompts": {"train": {**TRAIN, "weight": "group"}},
 }
 

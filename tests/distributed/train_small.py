@@ -23,7 +23,9 @@ def main(model: str, folder: Path, sections: dict) -> None:
 
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False)  # else ZeRO-3 cuts the weights for one process
     recipe: Recipe = small_recipe(model, folder, **sections)
-    trainer = small_trainer(recipe, count=10, validation=3, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    # Of several pairs a question, so that micro-batches of about equally many tokens have different numbers of pairs.
+    size = {"count": 11, "validation": 5, "per_question": 4}
+    trainer = small_trainer(recipe, **size, world_size=int(os.environ.get("WORLD_SIZE", "1")))
     # A fresh B is zero, and so is every gradient of A; with another one the first loss is not ln 2.
     trainer._first_loss_pending = False
     torch.manual_seed(0)

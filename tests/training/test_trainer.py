@@ -152,7 +152,7 @@ def test_trees_are_used_as_the_recipe_says(
     trainer = small_trainer(recipe)
     batch = trainer.data_collator([trainer.train_dataset[n] for n in range(4)])
     assert takes_trees(trainer.model) == ("tree" in batch) == used
-    words = "Trees are off: adapter.dropout draws a mask for every repeated token."
+    words = "Trees are off: dropout draws a mask for every repeated token."
     assert (words in " ".join(capsys.readouterr().err.split())) == (dropout > 0)
     assert losses(trainer)[0] == pytest.approx(0.693147, abs=1e-4)
 
@@ -162,7 +162,7 @@ def test_trees_that_turn_out_to_be_impossible_are_refused(tiny_models, tmp_path:
     recipe = small_recipe(tiny_models("llama"), tmp_path, train={"trees": "on"})
     dropout = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"dropout": 0.1})})
     with pytest.raises(
-        UserError, match="train.trees is on, but this model cannot use trees.\nThe reason: adapter.dropout draws"
+        UserError, match="train.trees is on, but this model cannot use trees.\nThe reason: dropout draws"
     ):
         small_trainer(dropout)
 

@@ -15,6 +15,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput, maybe_gather_lm_head_ctx
 
 from lora_dpo.tree.hf import PlannedTrainer
+from lora_dpo.tree.pairs import PairTokens
+from lora_dpo.tree.sampler import MicroBatchSampler, PairPlan, Shape
 from tests.tree.test_hf import trainer_of
 
 # Each is a mean over something that PlannedTrainer._tally knows; a new one must be given its count there.
@@ -85,11 +87,17 @@ def test_trainer_takes_the_batch_size_from_the_first_tensor() -> None:
 
 
 def test_accelerate_deals_batches_in_turn() -> None:
-    batches = [[n] for n in range(6)]
-    dealt = [
-        list(BatchSamplerShard(batches, num_processes=2, process_index=rank, even_batches=False)) for rank in (0, 1)
+    """All of them, although they have different numbers of pairs."""
+    pairs = [
+        PairTokens([question], [place], [20 + place] * place, question) for question in range(4) for place in range(5)
     ]
-    assert dealt == [[[0], [2], [4]], [[1], [3], [5]]]
+    plan = PairPlan(pairs, Shape(8, 2, 2), seed=0)
+    batches = plan.micro_batches(0)
+    assert len({len(batch) for batch in batches}) > 1
+    for rank in (0, 1):
+        shard = BatchSamplerShard(MicroBatchSampler(plan), num_processes=2, process_index=rank, even_batches=False)
+        assert list(shard) == batches[rank::2]
+        assert len(shard) == len(batches) / 2
 
 
 def test_trainer_tells_the_plan_its_epoch() -> None:

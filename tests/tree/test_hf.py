@@ -146,6 +146,40 @@ def test_dropout_and_virtual_tokens(tiny_models, tmp_path: Path) -> None:
     assert "virtual tokens" in reason_of(trainer_of(load(), folder, tmp_path, peft_config=virtual))
 
 
+def test_dropout_that_no_module_holds(tiny_models, tmp_path: Path) -> None:
+    folder = tiny_models("llama")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attention_dropout=0.5)
+    assert "dropout" in reason_of(trainer_of(model, folder, tmp_path))
+
+
+def test_a_stream_goes_on_as_trl_does(tiny_models, tmp_path: Path) -> None:
+    folder = tiny_models("llama")
+    made = trainer_of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), folder, tmp_path)
+    made.train_dataset = made.train_dataset.to_iterable_dataset()
+    assert "streamed" in reason_of(made)
+    made.train()
+    assert made.state.global_step == 2
+
+
+def test_once_is_enough(tiny_models, tmp_path: Path) -> None:
+    folder = tiny_models("llama")
+    made = trainer_of(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), folder, tmp_path)
+    assert enable(made) is None
+    with pytest.raises(ValueError, match="uses trees already"):
+        enable(made)
+
+
+def test_a_prediction_leaves_evaluations_alone(tiny_models, tmp_path: Path) -> None:
+    folder = tiny_models("llama")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    made = trainer_of(model, folder, tmp_path, eval_dataset=rows(5), per_device_eval_batch_size=2)
+    enable(made)
+    made.train()
+    before = made.evaluate()["eval_loss"]
+    made.predict(made.train_dataset)
+    assert made.evaluate()["eval_loss"] == before
+
+
 def test_batching_that_does_not_fit_the_loss(tiny_models, tmp_path: Path) -> None:
     folder = tiny_models("llama")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

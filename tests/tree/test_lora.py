@@ -134,6 +134,13 @@ def test_a_gradient_is_not_computed_for_an_input_that_wants_none(fused_calls: li
     assert fused_calls == [1]
 
 
+def test_no_rows_at_all(fused_calls: list[int]) -> None:
+    model = adapted()
+    fuse_adapters(model)
+    assert model(torch.zeros(0, 7)).shape == (0, 5)
+    assert fused_calls == [1]
+
+
 def test_merging_afterwards_gives_the_same_function() -> None:
     model, x = adapted(), torch.randn(4, 7)
     fuse_adapters(model)

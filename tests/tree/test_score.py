@@ -227,6 +227,17 @@ def test_squares_are_summed_only_where_they_are_wanted() -> None:
     assert all(torch.equal(one, other) for one, other in zip(scores[:-1], wanted[:-1], strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_are_fp32_under_autocast(dtype: torch.dtype) -> None:
+    """Sums over a large vocabulary of equally likely tokens with large logits would overflow or lose their digits."""
+    hidden, weight = torch.ones(2, 4), torch.full((50_000, 4), -15.0)
+    states = hidden.clone().requires_grad_()
+    with torch.autocast("cpu", dtype):
+        scores = all_scores(states, torch.tensor([0, 1]), torch.tensor([3, 4]), Head(weight))
+    assert scores.entropy.tolist() == pytest.approx([math.log(50_000)] * 2, abs=1e-3)
+    assert scores.log_sum_sq_probs.tolist() == pytest.approx([-math.log(50_000)] * 2, abs=1e-3)
+
+
 def test_ties_are_all_the_most_likely() -> None:
     scores = all_scores(
         torch.ones(1, 1), torch.tensor([0, 0, 0]), torch.arange(3), Head(torch.tensor([[2.0], [2.0], [1.0]]))
