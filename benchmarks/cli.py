@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.results import print_result, write_entries
 from lora_dpo.console import err, out
+from lora_dpo.errors import UserError, did_you_mean
 
 
 @contextmanager
@@ -19,6 +20,16 @@ def working() -> Iterator[Callable[[str], None]]:
         return
     with err.status("") as status:
         yield status.update
+
+
+def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses a name that is not known.
+
+    Raises:
+        UserError: There is one.
+    """
+    for unknown in (name for name in given if name not in known):
+        raise UserError(f"There is no {unknown!r} here.", fix=did_you_mean(unknown, known))
 
 
 def report(name: str, entry: dict[str, Any], file: Path, *, fresh: bool) -> None:

@@ -60,21 +60,20 @@ def main(
     """
     import torch
 
-    from lora_dpo.errors import UserError, did_you_mean
+    from lora_dpo.errors import UserError
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("This needs a CUDA GPU, and PyTorch finds none (--device cpu --tiny tries the script).")
     from benchmarks.arms import ARMS
-    from benchmarks.cli import report, working
+    from benchmarks.cli import check_names, report, working
     from benchmarks.models import SharedModel, blank_tokenizer, gemma2_9b, random_model, tiny_gemma2
     from benchmarks.results import summarise
     from benchmarks.session import Setting, measure
     from benchmarks.workloads import LIKE_TEXTS, Workload, synthetic
 
     keys, names = arms.split(","), workload or list(LIKE_TEXTS)
-    for given, known in ((keys, [key for key in ARMS if not ARMS[key].compact_head]), (names, LIKE_TEXTS)):
-        for unknown in (name for name in given if name not in known):
-            raise UserError(f"There is no {unknown!r} here.", fix=did_you_mean(unknown, known))
+    check_names(keys, [key for key in ARMS if not ARMS[key].compact_head])
+    check_names(names, LIKE_TEXTS)
     make = tiny_gemma2 if tiny else gemma2_9b
     config = make() if layers is None else make(layers)
     meter = "cuda" if device == "cuda" else "clock"

@@ -64,21 +64,20 @@ def main(
     they take steps one after the other, in an order that changes.
     """
     from benchmarks.arms import ARMS
-    from benchmarks.cli import report, working
+    from benchmarks.cli import check_names, report, working
     from benchmarks.meters import process_meter
     from benchmarks.models import QUICKSTART, NamedModel, section
     from benchmarks.results import summarise
     from benchmarks.session import Setting, measure
     from benchmarks.workloads import NAMES
     from lora_dpo.console import err
-    from lora_dpo.errors import UserError, did_you_mean
+    from lora_dpo.errors import UserError
     from lora_dpo.model.base import load_tokenizer
 
     keys = arms.split(",")
     names = workload or ([] if pairs else list(NAMES))
-    for given, known in ((keys, ARMS), (names, NAMES)):
-        for unknown in (name for name in given if name not in known):
-            raise UserError(f"There is no {unknown!r} here.", fix=did_you_mean(unknown, known))
+    check_names(keys, ARMS)
+    check_names(names, NAMES)
     tokenizer = load_tokenizer(section(model))
     measured = 0
     for name in [*names, *([_OWN] if pairs else [])]:

@@ -9,8 +9,15 @@ from lora_dpo.data.chat import TokenisedPair
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.batch import BatchPlan, plan_batches, token_budget
 from lora_dpo.recipe.schema import Recipe
-from lora_dpo.tree.pairs import PairTokens
+from lora_dpo.tree.pairs import pair_tokens
 from lora_dpo.tree.sampler import Shape, accumulation_within
+
+TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+def token_columns(pairs: Sequence[TokenisedPair]) -> dict[str, list[list[int]]]:
+    """Returns the pairs' tokens in the columns that TRL's collator and the planner read."""
+    return {name: [getattr(pair, name) for pair in pairs] for name in TOKENS}
 
 
 def plan_steps(recipe: Recipe, pairs: Sequence[TokenisedPair], world_size: int) -> BatchPlan:
@@ -36,7 +43,7 @@ def plan_steps(recipe: Recipe, pairs: Sequence[TokenisedPair], world_size: int) 
     steps = math.ceil(len(pairs) / size)
     epochs = math.ceil(train.epochs if train.max_steps is None else train.max_steps / steps)
     accumulation = accumulation_within(
-        [PairTokens(p.prompt_ids, p.chosen_ids, p.rejected_ids, tuple(p.prompt_ids)) for p in pairs],
+        pair_tokens(token_columns(pairs)),
         Shape(size, world_size, 1),
         tokens,
         epochs,

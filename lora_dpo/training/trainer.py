@@ -17,11 +17,10 @@ from lora_dpo.errors import UserError
 from lora_dpo.model.precision import choose_dtype
 from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.schema import Recipe
+from lora_dpo.training.batching import TOKENS, token_columns
 from lora_dpo.training.dropout import set_adapter_dropout
 from lora_dpo.training.zero_margin import check_first_loss
 from lora_dpo.tree.hf import Batching, PlannedTrainer, check_model, set_up
-
-_TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 class PreferenceTrainer(PlannedTrainer, DPOTrainer):
@@ -94,7 +93,7 @@ class PreferenceTrainer(PlannedTrainer, DPOTrainer):
         return tracked(steps, description)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        if set(_TOKENS) <= set(dataset.column_names):
+        if set(TOKENS) <= set(dataset.column_names):
             return dataset
         return super()._prepare_dataset(dataset, *args, **kwargs)
 
@@ -133,4 +132,4 @@ def _cannot(reason: str) -> UserError:
 
 def as_dataset(pairs: list[TokenisedPair]) -> Dataset:
     """Returns the pairs in the columns that TRL's collator reads."""
-    return Dataset.from_dict({name: [getattr(pair, name) for pair in pairs] for name in _TOKENS})
+    return Dataset.from_dict(token_columns(pairs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,14 +57,18 @@ def chains(forest: Forest) -> list[Block]:
     return blocks
 
 
-def plan_blocks(forest: Forest) -> list[Block]:
+def plan_blocks(forest: Forest, stems: Sequence[Block]) -> list[Block]:
     """Returns blocks that cover every node once, in order, at about the least cost.
 
     A subtree is one block where it is so small that its masked products cost less than further calls; otherwise its
     stem is a block and its branches are planned each for itself. Small neighbours with the same ancestors share one.
+
+    Args:
+        forest: The forest.
+        stems: Its `chains`.
     """
     planned: dict[int, list[Block]] = {}  # by a subtree's first node; children before parents
-    for stem in reversed(chains(forest)):
+    for stem in reversed(stems):
         end = int(forest.subtree_end[stem.start])
         whole = Block(stem.start, end, stem.path, chain=stem.end == end)
         path = np.concatenate([stem.path, np.arange(stem.start, stem.end)])

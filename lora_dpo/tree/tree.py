@@ -37,12 +37,13 @@ class Tree:
     @classmethod
     def of(cls, forest: Forest) -> Tree:
         """Returns the forest's tensors, on the CPU."""
+        stems = chains(forest)
         return cls(
             torch.from_numpy(forest.ids)[None],
             torch.from_numpy(forest.depth)[None],
             torch.from_numpy(forest.subtree_end),
-            tuple(plan_blocks(forest)),
-            tuple(chains(forest)),
+            tuple(plan_blocks(forest, stems)),
+            tuple(stems),
             int(forest.depth.max(initial=-1)) + 1,
         )
 

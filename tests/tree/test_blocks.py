@@ -17,6 +17,10 @@ def cost(blocks: list[Block], price: int) -> int:
     return sum(price + (b.end - b.start) * (len(b.path) + b.end - b.start) for b in blocks)
 
 
+def planned(forest: Forest) -> list[Block]:
+    return plan_blocks(forest, chains(forest))
+
+
 def spans(blocks: list[Block]) -> list[tuple[int, int, list[int], bool]]:
     return [(block.start, block.end, block.path.tolist(), block.chain) for block in blocks]
 
@@ -49,7 +53,7 @@ def test_chains_are_the_unbranched_pieces(forest: Forest) -> None:
 @settings(deadline=None)
 def test_a_plan_covers_the_forest_and_costs_no_more_than_chains(forest: Forest, price: int) -> None:
     with overhead(price):
-        plan = plan_blocks(forest)
+        plan = planned(forest)
         check(plan, forest)
         assert sum(block.cost for block in plan) == cost(plan, price)
         assert cost(plan, price) <= cost(chains(forest), price)
@@ -60,7 +64,7 @@ def test_a_plan_covers_the_forest_and_costs_no_more_than_chains(forest: Forest, 
 def test_one_tree_costs_no_more_than_as_one_block(sequences: list[list[int]], price: int) -> None:
     forest = build_forest([[5], *([5, *sequence] for sequence in sequences)])
     with overhead(price):
-        plan = plan_blocks(forest)
+        plan = planned(forest)
     assert cost(plan, price) <= price + len(forest) ** 2
 
 
@@ -69,7 +73,7 @@ def test_a_forest_costs_no_more_than_as_one_block() -> None:
     # 3 * 49 + 5 * 5 + 5 * 10 + 5 * 10 = 272; with the second tree, 49 + 1, that is 322.
     forest = build_forest([[1] * 10, [1] * 5 + [2] * 5, [3]])
     with overhead(49):
-        assert cost(plan_blocks(forest), 49) <= 305
+        assert cost(planned(forest), 49) <= 305
 
 
 @given(sequences=token_lists(), price=overheads)
@@ -77,7 +81,7 @@ def test_a_forest_costs_no_more_than_as_one_block() -> None:
 def test_no_run_of_trees_is_cheaper_as_one_block(sequences: list[list[int]], price: int) -> None:
     forest = build_forest(sequences)
     with overhead(price):
-        plan = plan_blocks(forest)
+        plan = planned(forest)
     edges = [*forest.roots.tolist(), len(forest)]
     for i, start in enumerate(edges):
         for end in edges[i + 1 :]:
@@ -88,7 +92,7 @@ def test_no_run_of_trees_is_cheaper_as_one_block(sequences: list[list[int]], pri
 
 def test_no_tokens_are_no_blocks() -> None:
     assert chains(build_forest([])) == []
-    assert plan_blocks(build_forest([[]])) == []
+    assert planned(build_forest([[]])) == []
 
 
 # A stem of 6 with two leaves of 5. Apart, the three cost 3p + 6 * 6 + 2 * 5 * 11; leaves that share a call save p and
@@ -105,7 +109,7 @@ def test_no_tokens_are_no_blocks() -> None:
 def test_a_known_plan(price: int, plan: list[tuple[int, int, list[int], bool]]) -> None:
     forest = build_forest([[1] * 6 + [2] * 5, [1] * 6 + [3] * 5])
     with overhead(price):
-        assert spans(plan_blocks(forest)) == plan
+        assert spans(planned(forest)) == plan
 
 
 def test_known_chains() -> None:
@@ -117,28 +121,28 @@ def test_known_chains() -> None:
     ]  # fmt: skip
     assert spans(chains(forest)) == expected
     with overhead(0):
-        assert spans(plan_blocks(forest)) == expected
+        assert spans(planned(forest)) == expected
 
 
 def test_many_trees_share_blocks_of_the_best_size() -> None:
     # n trees of 10 in one block cost 600 + 100 * n * n. Of twelve, six blocks of 2 cost 6 * 1000 and four of 3 cost
     # 4 * 1500, and nothing costs less: one after the other, as long as the next one pays, takes them by 4, for 6600.
     with overhead(600):
-        assert cost(plan_blocks(build_forest([[i] * 10 for i in range(12)])), 600) == 6000
+        assert cost(planned(build_forest([[i] * 10 for i in range(12)])), 600) == 6000
         # Ten: two by 3 and two by 2 cost 5000, and three by 3 with one left over 5200.
-        assert cost(plan_blocks(build_forest([[i] * 10 for i in range(10)])), 600) == 5000
+        assert cost(planned(build_forest([[i] * 10 for i in range(10)])), 600) == 5000
 
 
 def test_a_single_chain_stays_one() -> None:
     forest = build_forest([[1, 2, 3], [1, 2]])
-    assert spans(plan_blocks(forest)) == [(0, 3, [], True)]
+    assert spans(planned(forest)) == [(0, 3, [], True)]
 
 
 @pytest.mark.parametrize(("beside", "expected"), [(32, [(0, 96)]), (33, [(0, 64), (64, 97)])])
 def test_neighbours_share_a_call_where_it_pays(beside: int, expected: list[tuple[int, int]]) -> None:
     # Two trees of 64 and n tokens: 2 * 64 * n products are masked out, a call is worth 4096 of them: n = 32.
     forest = build_forest([[1] * 64, [2] * beside])
-    assert [(block.start, block.end) for block in plan_blocks(forest)] == expected
+    assert [(block.start, block.end) for block in planned(forest)] == expected
 
 
 def test_cost_by_hand() -> None:
