@@ -27,7 +27,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that replace the file's.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of this name.")]
-Processes = Annotated[int | None, typer.Option(min=1, help="Number of processes; one a GPU if not given.")]
+Processes = Annotated[int | None, typer.Option(min=1, help="Processes; one a GPU if not given, one without GPUs.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the command, but do not run it.")]
 
 

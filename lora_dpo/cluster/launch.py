@@ -23,7 +23,7 @@ from lora_dpo.errors import UserError
 from lora_dpo.recipe.batch import plan_batches, token_budget
 from lora_dpo.recipe.schema import Recipe
 
-_DEEPSPEED = {"zero2", "zero3"}
+_DEEPSPEED = {"zero2", "zero3", "zero3_offload"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def plan_launch(recipe: Recipe, arguments: Sequence[str], *, processes: int | No
     Args:
         recipe: The recipe.
         arguments: What `lora_dpo.dpo` is given: recipe path, overrides, flags.
-        processes: Number of processes; None is one a GPU.
+        processes: Number of processes; None is one a GPU, and one where there is none.
 
     Raises:
         UserError: The strategy needs GPUs that are not there, or the global batch cannot be shared.
@@ -49,41 +49,59 @@ def plan_launch(recipe: Recipe, arguments: Sequence[str], *, processes: int | No
     gpus = gpu_count()
     strategy = recipe.train.strategy
     if strategy == "auto":
-        strategy = _fitting_strategy(recipe, gpus if processes is None else min(gpus, processes))
-    elif strategy != "single" and gpus == 0:
-        raise UserError(
-            f"train.strategy {strategy} needs GPUs, and there is none on this machine.",
-            fix="Submit it to a node with GPUs, or train here on one process with train.strategy=single.",
-        )
+        devices = processes or gpus if gpus == 0 or processes is None else min(gpus, processes)
+        strategy = _fitting_strategy(recipe, devices)
     count = processes or (1 if strategy == "single" else gpus)
-    if count > 1 and count > gpus:
-        raise UserError(
-            f"{count} processes need {count} GPUs; there are {gpus} on this machine.",
-            fix=f"Take --processes {max(gpus, 1)}, or leave it out.",
-        )
-    if count > 1 and strategy == "single":
+    if count > 1 and recipe.train.strategy == "single":
         raise UserError(
             f"train.strategy single is one process, but --processes is {count}.",
             fix="Leave --processes out, or train with train.strategy=auto.",
+        )
+    if gpus == 0 and strategy != "single":
+        _check_runs_without_gpus(strategy, count)
+    elif count > max(gpus, 1):
+        raise UserError(
+            f"{count} processes need {count} GPUs; there are {gpus} on this machine.",
+            fix=f"Take --processes {max(gpus, 1)}, or leave it out.",
         )
     if strategy in _DEEPSPEED and importlib.util.find_spec("deepspeed") is None:
         raise UserError(f"train.strategy {strategy} needs the package deepspeed.", fix="Run: pip install deepspeed")
     if token_budget(recipe) is None:
         plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, count)
-    return Launch(strategy, count, _command(strategy, count, arguments))
+    return Launch(strategy, count, _command(strategy, count, arguments, on_cpu=gpus == 0))
 
 
-def _fitting_strategy(recipe: Recipe, gpus: int) -> str:
-    if gpus <= 1:
+def _check_runs_without_gpus(strategy: str, processes: int) -> None:
+    one = "train here on one process with train.strategy=single"
+    if not _config(strategy, on_cpu=True).is_file():
+        raise UserError(
+            f"train.strategy {strategy} needs GPUs, and there is none on this machine.",
+            why="Without GPUs Accelerate would run plain DDP instead, and say nothing." if strategy == "fsdp2" else "",
+            fix=f"Submit it to a node with GPUs, or {one}.",
+        )
+    if processes <= 1:
+        raise UserError(
+            f"train.strategy {strategy} needs GPUs, and there is none on this machine.",
+            fix=f"Submit it to a node with GPUs, or {one}; --processes 2 tries the strategy on the CPU.",
+        )
+
+
+def _fitting_strategy(recipe: Recipe, devices: int) -> str:
+    if devices <= 1:
         return "single"
     return {"lora": "ddp", "qlora": "qlora", "full": "zero2"}[recipe.adapter.method]
 
 
-def _command(strategy: str, processes: int, arguments: Sequence[str]) -> list[str]:
+def _config(strategy: str, *, on_cpu: bool) -> Path:
+    """Returns the strategy's file for accelerate; without GPUs its `cpu_` twin, which fsdp2 does not have."""
+    name = f"cpu_{strategy}" if on_cpu and strategy != "single" else strategy
+    return resources.folder("accelerate_configs") / f"{name}.yaml"
+
+
+def _command(strategy: str, processes: int, arguments: Sequence[str], *, on_cpu: bool) -> list[str]:
     folder = str(Path(sys.executable).parent)
     accelerate = shutil.which("accelerate", path=folder) or "accelerate"
-    config = resources.folder("accelerate_configs") / f"{strategy}.yaml"
-    command = [_short(accelerate), "launch", "--quiet", "--config_file", _short(config)]
+    command = [_short(accelerate), "launch", "--quiet", "--config_file", _short(_config(strategy, on_cpu=on_cpu))]
     # Accelerate's default is one thread a process, which leaves the other cores idle.
     command += ["--num_cpu_threads_per_process", str(max(1, cpu_count() // processes))]
     if strategy != "single":

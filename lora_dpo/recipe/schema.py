@@ -14,7 +14,13 @@ Loss = Literal[
 ]  # fmt: skip
 _LOSSES_WITHOUT_F_DIVERGENCE = {"nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down"}
 LOSSES_WITHOUT_A_MEAN_OVER_PAIRS = {"aot", "aot_unpaired", "sft"}
-Strategy = Literal["auto", "single", "ddp", "zero2", "zero3", "qlora"]
+Strategy = Literal["auto", "single", "ddp", "zero2", "zero3", "zero3_offload", "fsdp2", "qlora"]
+CANNOT_DIVIDE_4_BIT = {
+    "zero3": "which cannot shard 4-bit weights",
+    "zero3_offload": "which cannot shard 4-bit weights",
+    "fsdp2": "which would leave the 4-bit weights whole on every process",
+}
+"""Strategies that divide weights; why they are nothing for 4-bit ones."""
 SplitName = Literal["train", "validation", "test"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -334,8 +340,10 @@ class Recipe(Section):
     def _sections_fit_together(self) -> Recipe:
         if self.train.strategy == "qlora" and self.adapter.method != "qlora":
             raise ValueError("train.strategy qlora needs adapter.method qlora")
-        if self.adapter.method == "qlora" and self.train.strategy == "zero3":
-            raise ValueError("adapter.method qlora cannot run under zero3, which cannot shard 4-bit weights; use qlora")
+        strategy = self.train.strategy
+        if self.adapter.method == "qlora" and strategy in CANNOT_DIVIDE_4_BIT:
+            reason = CANNOT_DIVIDE_4_BIT[strategy]
+            raise ValueError(f"adapter.method qlora cannot run under {strategy}, {reason}; use qlora")
         if self.train.trees == "on" and self.adapter.dropout > 0:
             raise ValueError(
                 f"train.trees on does not go with adapter.dropout {self.adapter.dropout}, which draws a mask for every "

@@ -67,8 +67,20 @@ GOLDEN = {
         8,
         f"{LAUNCH}/zero3.yaml {THREADS} --num_processes 8 --deepspeed_config_file ds_configs/zero3.json {TRAINING}",
     ),
+    ("fsdp2", "lora", 4): ("fsdp2", 4, f"{LAUNCH}/fsdp2.yaml {THREADS} --num_processes 4 {TRAINING}"),
 }
 """Strategy, method and GPUs; what is launched. A change here changes what every user's `lora-dpo dpo` runs."""
+OFFLOAD = "--deepspeed_config_file ds_configs/zero3_offload.json"
+ON_CPU = {
+    ("auto", "lora", 1): ("single", f"{LAUNCH}/single.yaml {THREADS} {TRAINING}"),
+    ("auto", "lora", 2): ("ddp", f"{LAUNCH}/cpu_ddp.yaml {THREADS} --num_processes 2 {TRAINING}"),
+    ("auto", "qlora", 2): ("qlora", f"{LAUNCH}/cpu_qlora.yaml {THREADS} --num_processes 2 {TRAINING}"),
+    ("zero3_offload", "lora", 2): (
+        "zero3_offload",
+        f"{LAUNCH}/cpu_zero3_offload.yaml {THREADS} --num_processes 2 {OFFLOAD} {TRAINING}",
+    ),
+}
+"""Strategy, method and --processes on a machine without GPUs; what is launched."""
 
 
 @pytest.fixture
@@ -90,6 +102,15 @@ def test_the_command_line(gpus, one_core, case: tuple[str, str, int]) -> None:
     assert (launch.strategy, launch.processes, " ".join(["accelerate", *rest])) == GOLDEN[case]
 
 
+@pytest.mark.parametrize("case", ON_CPU, ids=str)
+def test_the_command_line_without_gpus(gpus, one_core, case: tuple[str, str, int]) -> None:
+    strategy, method, processes = case
+    gpus(0)
+    launch = plan_launch(recipe(strategy, method), ARGUMENTS, processes=processes)
+    assert launch.processes == processes
+    assert (launch.strategy, " ".join(["accelerate", *launch.command[1:]])) == ON_CPU[case]
+
+
 @pytest.mark.parametrize("count", [1, 2, 512])
 def test_the_cores_are_shared_by_the_processes(gpus, count: int) -> None:
     gpus(count)
@@ -101,7 +122,7 @@ def test_the_cores_are_shared_by_the_processes(gpus, count: int) -> None:
 def test_every_file_that_a_command_names_is_there_from_wherever_it_is_run(gpus, tmp_path, monkeypatch) -> None:
     gpus(4)
     monkeypatch.chdir(tmp_path)
-    for strategy in ("single", "ddp", "zero2", "zero3"):
+    for strategy in ("single", "ddp", "zero2", "zero3", "zero3_offload", "fsdp2"):
         command = plan_launch(recipe(strategy), ARGUMENTS).command
         files = [word for word in command if word.endswith((".yaml", ".json")) and word != "mine.yaml"]
         assert len(files) == (2 if strategy.startswith("zero") else 1)
@@ -118,12 +139,19 @@ def test_fewer_processes_than_gpus(gpus) -> None:
     assert plan_launch(recipe("zero3"), ARGUMENTS, processes=4).processes == 4
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3", "zero3_offload", "fsdp2"])
 def test_a_strategy_for_gpus_needs_gpus(gpus, strategy: str) -> None:
     gpus(0)
     with pytest.raises(UserError, match=f"train.strategy {strategy} needs GPUs, and there is none") as caught:
         plan_launch(recipe(strategy), ARGUMENTS)
     assert "train.strategy=single" in caught.value.fix
+    assert ("--processes 2" in caught.value.fix) == (strategy != "fsdp2")
+
+
+def test_what_cannot_run_on_a_cpu_is_refused_however_many_processes_are_asked_for(gpus) -> None:
+    gpus(0)
+    with pytest.raises(UserError, match="train.strategy fsdp2 needs GPUs.*\n.*plain DDP instead"):
+        plan_launch(recipe("fsdp2"), ARGUMENTS, processes=2)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +159,8 @@ def test_a_strategy_for_gpus_needs_gpus(gpus, strategy: str) -> None:
     [
         ("ddp", 2, 4, "4 processes need 4 GPUs; there are 2 on this machine.\nTake --processes 2, or leave it out."),
         ("auto", 2, 4, "4 processes need 4 GPUs; there are 2 on this machine."),
-        ("auto", 0, 4, "4 processes need 4 GPUs; there are 0 on this machine.\nTake --processes 1, or leave it out."),
+        ("auto", 1, 2, "2 processes need 2 GPUs; there are 1 on this machine.\nTake --processes 1, or leave it out."),
+        ("single", 0, 2, "train.strategy single is one process, but --processes is 2.\nLeave --processes out"),
         ("single", 4, 2, "train.strategy single is one process, but --processes is 2.\nLeave --processes out"),
     ],
 )

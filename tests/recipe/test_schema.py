@@ -161,7 +161,11 @@ def test_full_training_has_no_adapter_to_continue_or_drop(values: dict[str, Any]
 @pytest.mark.parametrize(
     ("method", "strategy", "message"),
     [
-        ("qlora", "zero3", "qlora cannot run under zero3"),
+        ("qlora", "zero3", "qlora cannot run under zero3, which cannot shard"),
+        ("qlora", "zero3_offload", "qlora cannot run under zero3_offload"),
+        ("qlora", "fsdp2", "qlora cannot run under fsdp2, which would leave the 4-bit weights whole"),
+        ("qlora", "zero2", None),
+        ("lora", "fsdp2", None),
         ("lora", "qlora", "train.strategy qlora needs adapter.method qlora"),
         ("qlora", "qlora", None),
         ("qlora", "ddp", None),
