@@ -42,6 +42,7 @@ from lora_dpo.training.batching import plan_steps
 from lora_dpo.training.progress import TrainingLog
 from lora_dpo.training.provenance import provenance
 from lora_dpo.training.trainer import PreferenceTrainer, check_trees
+from lora_dpo.training.world import World, check_world, confirm_world, world_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,6 +57,7 @@ class _Ready:
     plan: BatchPlan
     prepared: Prepared
     tokenizer: PreTrainedTokenizerBase
+    world: World
 
 
 def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
@@ -79,13 +81,16 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
     tokenizer = load_tokenizer(recipe.model)
     prepared = prepare(recipe, tokenizer)
     plan = plan_steps(recipe, prepared.splits["train"], world_size)
-    ready = _Ready(recipe, run, plan, prepared, tokenizer)
     if is_main_process():
         err.print(to_yaml(recipe).rstrip())
         err.print(counts_table(prepared))
     arguments = training_arguments(  # before the model: under ZeRO-3 they say how it is to be loaded
         recipe, plan, len(prepared.splits["train"]), len(prepared.splits["validation"]), run.checkpoints
     )
+    world = check_world(recipe, plan, arguments)
+    if is_main_process():
+        err.print(world_table(recipe, plan, world))
+    ready = _Ready(recipe, run, plan, prepared, tokenizer, world)
     model, peft_config = _load_policy(ready)
     check_trees(recipe, model, arguments)
     lock = run.create(recipe, overwrite=overwrite) if is_main_process() else nullcontext()
@@ -118,6 +123,7 @@ def _train_and_report(
         reference=reference,
     )
     trainer.remove_callback(PrinterCallback)
+    confirm_world(ready.world, trainer.accelerator)
     began = time.monotonic()
     try:
         trainer.train()

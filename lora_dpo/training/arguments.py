@@ -125,7 +125,20 @@ def training_arguments(recipe: Recipe, plan: BatchPlan, n_pairs: int, n_validati
         ) from error
     # A single process that sees several GPUs would wrap the model in DataParallel, and multiply the batch by them.
     config._n_gpu = min(config.n_gpu, 1)
+    _join_deepspeed(config)
     return config
+
+
+def _join_deepspeed(config: DPOConfig) -> None:
+    """Shows DeepSpeed the process group, of which it keeps a view of its own.
+
+    Where `accelerate launch` did not start the training it would see one process, and ZeRO-3 cut the weights for one.
+    """
+    if config.deepspeed_plugin is not None and torch.distributed.is_initialized():
+        from deepspeed import comm
+
+        if not comm.is_initialized():
+            comm.init_distributed(torch.distributed.get_backend(), auto_mpi_discovery=False)
 
 
 def _check_trackers(names: list[str]) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +11,10 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY
+from tests.distributed.deepspeed import needs_deepspeed
 from tests.process import run_python
 
 pytestmark = pytest.mark.slow
-# On a CPU DeepSpeed compiles a kernel when it starts, and PyTorch's builder does not quote the folder it links with.
-needs_deepspeed = pytest.mark.skipif(
-    find_spec("deepspeed") is None or shutil.which("c++") is None or " " in sys.prefix,
-    reason="DeepSpeed is missing, or a C++ compiler, or the environment's path has a space",
-)
 
 # 11 pairs, 7 a step: the last step of an epoch has 4, fewer than its micro-batches if each has one pair.
 TRAIN = {"max_steps": 6, "global_batch_size": 7, "learning_rate": 1e-3, "eval_steps": 3, "warmup": 0.0}

@@ -18,10 +18,6 @@ from tests.small import small_recipe, small_trainer
 
 def main(model: str, folder: Path, sections: dict) -> None:
     torch.set_num_threads(1)
-    if "deepspeed" in sections["train"].get("trl", {}):
-        import deepspeed
-
-        deepspeed.init_distributed("gloo", auto_mpi_discovery=False)  # else ZeRO-3 cuts the weights for one process
     recipe: Recipe = small_recipe(model, folder, **sections)
     # Of several pairs a question, so that micro-batches of about equally many tokens have different numbers of pairs.
     size = {"count": 11, "validation": 5, "per_question": 4}
