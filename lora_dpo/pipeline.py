@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -41,6 +41,7 @@ from lora_dpo.training.arguments import training_arguments
 from lora_dpo.training.batching import plan_steps
 from lora_dpo.training.progress import TrainingLog
 from lora_dpo.training.provenance import provenance
+from lora_dpo.training.saving import save_policy
 from lora_dpo.training.trainer import PreferenceTrainer, check_trees
 from lora_dpo.training.world import World, check_world, confirm_world, world_table
 
@@ -199,15 +200,9 @@ def _save(ready: _Ready, trainer: PreferenceTrainer) -> None:
     """Saves the adapter (or the whole model) beside its final place and renames it when it is whole."""
     target = ready.run.model if ready.recipe.adapter.method == "full" else ready.run.adapter
     partial = partial_path(target)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    # Under ZeRO every rank takes part in gathering the weights, and only rank 0 writes them.
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_deepspeed_enabled else None
-    if not is_main_process():
-        return
-    only_trained = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
-    model.save_pretrained(partial, state_dict=state, **only_trained)
-    ready.tokenizer.save_pretrained(partial)
-    partial.replace(target)
+    save_policy(trainer, partial, ready.tokenizer)
+    if is_main_process():
+        partial.replace(target)
 
 
 def _evaluate(ready: _Ready, trainer: PreferenceTrainer, seconds: float) -> Report:
