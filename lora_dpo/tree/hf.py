@@ -1,4 +1,4 @@
-"""The seam with Transformers and TRL: the only file of this package that knows them.
+"""The seam with Transformers and TRL: the only file of this package that knows them (`fsdp.py` knows Accelerate).
 
 Reading order: `enable`, then what it puts in front of the trainer's class (`PlannedTrainer`), then what it teaches the
 model (`teach_trees`).
@@ -35,6 +35,7 @@ from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head, maybe_gath
 
 from lora_dpo.tree.choice import tree_attention
 from lora_dpo.tree.collate import PlanCollator, ScoredTree, scored_tree
+from lora_dpo.tree.fsdp import divide, keep_scores_in_float32, settle_dtypes
 from lora_dpo.tree.local import WithoutGather, weighting
 from lora_dpo.tree.lora import fuse_adapters
 from lora_dpo.tree.pairs import pair_tokens
@@ -91,6 +92,7 @@ def enable(trainer: DPOTrainer, batching: Batching | None = None) -> str | None:
         warnings.warn(f"Trees are off: {reason}.", stacklevel=2)
         return reason
     kind = type(trainer)
+    keep_scores_in_float32(trainer.accelerator)
     trainer.__class__ = type(f"Tree{kind.__name__}", (PlannedTrainer, kind), {})
     reason = set_up(trainer, batching or Batching())
     if reason is not None:
@@ -139,6 +141,11 @@ class PlannedTrainer:
 
     batching: Batching
     tallies: dict[str, Tally]
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Creates the accelerator as Trainer does."""
+        super().create_accelerator_and_postprocess()
+        keep_scores_in_float32(self.accelerator)
 
     def train_plan(self) -> PairPlan:
         """Returns which training pairs travel together, in every epoch; the same on every process."""
@@ -192,6 +199,8 @@ class PlannedTrainer:
                 self.eval_dataset[name] = self._precompute_ref_logps(rows, name, size)
         elif self.eval_dataset is not None:
             self.eval_dataset = self._precompute_ref_logps(self.eval_dataset, "eval", size)
+        if self.is_fsdp_enabled:
+            settle_dtypes(self.model)
 
     def progress(self, steps: Iterable[Any], description: str) -> Iterable[Any]:
         """Shows how far a pass over the data is; to be overridden."""
@@ -288,6 +297,8 @@ class PlannedTrainer:
             if self._precompute_engine is None:
                 self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
             return self._precompute_engine
+        if self.ref_model is None and self.is_fsdp_enabled:  # Trainer divides it, and takes it to the GPU, only later
+            return divide(self.accelerator, self.model)
         return self.ref_model or self.model
 
     def _in_order(self, rows: Any, batch_size: int) -> PairPlan:
