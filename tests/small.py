@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def small_trainer(
     callbacks: tuple = (),
     validation: int = 0,
     world_size: int = 1,
+    before_loading: Callable[[], None] | None = None,
 ) -> PreferenceTrainer:
     """Returns a trainer of the recipe on `preferences`, as the pipeline makes it."""
     pairs = tokenised(recipe, count, per_question)
@@ -77,6 +79,8 @@ def small_trainer(
     plan = plan_steps(recipe, pairs, world_size)
     output = Path(recipe.run.folder) / recipe.run.name / "checkpoints"
     arguments = training_arguments(recipe, plan, len(pairs), len(held_out), output)
+    if before_loading is not None:
+        before_loading()
     model = load_model(recipe.model, four_bit=recipe.adapter.method == "qlora")
     config = None
     if recipe.adapter.init_from is not None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY
-from tests.distributed.deepspeed import needs_deepspeed
+from tests.machine import needs_deepspeed
 from tests.process import run_python
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ def run(
     world: int, model: Path, folder: Path, sections: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     folder.mkdir()
-    given = [str(model), str(folder), json.dumps(sections)]
+    given = [json.dumps([{"model": str(model), "folder": str(folder), "sections": sections}])]
     script = str(REPOSITORY / "tests" / "distributed" / "train_small.py")
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)] if world > 1 else []
     done: subprocess.CompletedProcess[str] = run_python(*start, script, *given, cwd=folder, timeout=120)

@@ -1,6 +1,6 @@
-"""Trains a tiny model for a few steps on every process, and leaves what came out; started by torchrun.
+"""Trains tiny models for a few steps on every process, and leaves what came out; started by a launcher.
 
-torchrun --nproc_per_node 2 tests/distributed/train_small.py MODEL FOLDER '{"train": {...}}'
+torchrun --nproc_per_node 2 tests/distributed/train_small.py '[{"model": ..., "folder": ..., "sections": {...}}]'
 """
 
 from __future__ import annotations
@@ -9,19 +9,34 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lora_dpo.model.base import load_tokenizer
 from lora_dpo.recipe.schema import Recipe
+from lora_dpo.training.saving import save_policy
 from tests.small import small_recipe, small_trainer
 
 
-def main(model: str, folder: Path, sections: dict) -> None:
+def main(jobs: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
-    recipe: Recipe = small_recipe(model, folder, **sections)
+    for job in jobs:
+        trainer = train(job["model"], Path(job["folder"]), job["sections"])
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()  # a process that ends while gloo's threads run may be aborted by them
+
+
+def train(model: str, folder: Path, sections: dict[str, Any]) -> Any:
+    recipe: Recipe = small_recipe(model, folder, **{name: keys for name, keys in sections.items() if name != "model"})
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=sections.get("model", {}))})
     # Of several pairs a question, so that micro-batches of about equally many tokens have different numbers of pairs.
     size = {"count": 11, "validation": 5, "per_question": 4}
-    trainer = small_trainer(recipe, **size, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    trainer = small_trainer(recipe, **size, world_size=world, before_loading=as_on_gpus)
     # A fresh B is zero, and so is every gradient of A; with another one the first loss is not ln 2.
     trainer._first_loss_pending = False
     torch.manual_seed(0)
@@ -33,6 +48,7 @@ def main(model: str, folder: Path, sections: dict) -> None:
     if recipe.dpo.reference == "cached":
         trainer.compute_reference()
     trainer.train()
+    save_policy(trainer, folder / "saved", load_tokenizer(recipe.model))
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
         whole = recipe.adapter.method == "full"
@@ -42,14 +58,22 @@ def main(model: str, folder: Path, sections: dict) -> None:
             "log": trainer.state.log_history,
             "world": trainer.accelerator.num_processes,
             "strategy": str(trainer.accelerator.distributed_type),
+            "divided": sum(isinstance(value, DTensor) for value in trainer.model.parameters()),
             "reference": trainer.train_dataset["ref_chosen_logps"][:] if recipe.dpo.reference == "cached" else [],
         }
         (folder / "log.json").write_text(json.dumps(log))
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()  # a process that ends while gloo's threads run may be aborted by them
+    return trainer
+
+
+def as_on_gpus() -> None:
+    """Lets Accelerate take FSDP up, which it does for GPUs alone; its own code then divides the model over gloo."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def fill(parameter: torch.nn.Parameter, values: torch.Tensor, zero3: bool) -> None:
+    if isinstance(parameter, DTensor):
+        values = distribute_tensor(values, parameter.device_mesh, parameter.placements)
     if not zero3:
         parameter.data.copy_(values)
         return
@@ -60,4 +84,4 @@ def fill(parameter: torch.nn.Parameter, values: torch.Tensor, zero3: bool) -> No
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))
+    main(json.loads(sys.argv[1]))

@@ -17,7 +17,7 @@ from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.arguments import training_arguments
 from lora_dpo.training.world import check_world, confirm_world, world_table
 from tests.conftest import REPOSITORY
-from tests.distributed.deepspeed import needs_deepspeed
+from tests.machine import needs_deepspeed
 from tests.process import run_python
 from tests.small import small_recipe
 

@@ -1,4 +1,4 @@
-"""Which machines can run DeepSpeed without a GPU."""
+"""What this machine can run."""
 
 from __future__ import annotations
 
