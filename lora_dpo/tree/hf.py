@@ -187,6 +187,12 @@ class PlannedTrainer:
         self.tallies.pop("eval", None)
         return super().evaluation_loop(*args, **kwargs)
 
+    def _prepare_input(self, data: Any) -> Any:
+        """Moves a batch; with DeepSpeed in bfloat16 Trainer would round the reference's log-probs, by half a nat."""
+        if isinstance(data, Tensor) and data.is_floating_point():
+            return data.to(self.args.device)
+        return super()._prepare_input(data)
+
     def compute_reference(self) -> None:
         """Computes the reference's log-probs of all pairs now, so that training needs no reference model."""
         self.precompute_ref_logps = True

@@ -103,14 +103,14 @@ def needs(strategy: str) -> Any:
 def test_the_trajectory_is_that_of_one_process(strategy: str, job: str, trained) -> None:
     found, alone = trained(strategy, job), trained("single", job)
     assert (found.log["world"], found.log["strategy"]) == (2, f"DistributedType.{TYPES[strategy]}")
-    # bfloat16 rounds a product to three digits, and adapters in 4-bit models are in bfloat16 as well.
-    tolerance = 1e-4 if job in EXACT else 2e-2
+    # bfloat16 rounds a product to three digits, and adapters on 4-bit models are in bfloat16 as well.
+    tolerance = 1e-4 if job in EXACT else 5e-3
     assert torch.equal(found.series("num_tokens"), alone.series("num_tokens"))  # the same pairs in the same steps
     difference = found.series("loss") - alone.series("loss")
     assert difference.abs().max() < tolerance
     assert difference.mean().abs() < tolerance
     assert alone.series("loss")[-4:].mean() < alone.series("loss")[:4].mean() - 0.02
-    assert found.log["reference"] == pytest.approx(alone.log["reference"], abs=1e-4 if tolerance == 1e-4 else 1.0)
+    assert found.log["reference"] == pytest.approx(alone.log["reference"], abs=1e-3)
 
 
 @pytest.mark.parametrize(("strategy", "job"), [pytest.param(*case, marks=needs(case[0])) for case in CASES])
