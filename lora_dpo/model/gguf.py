@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import struct
 import tempfile
-from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
 
 from lora_dpo.console import note
 from lora_dpo.errors import UserError
-
-
-def cache_folder() -> Path:
-    """Returns lora-dpo's cache: `LORA_DPO_CACHE`, else `lora-dpo` in the user's cache folder."""
-    if own := os.environ.get("LORA_DPO_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "lora-dpo"
+from lora_dpo.model.cache import cache_folder
+from lora_dpo.model.hashes import file_hash
 
 
 def dequantised(file: Path) -> Path:
@@ -38,21 +30,13 @@ def dequantised(file: Path) -> Path:
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise UserError(f"{file} is not a GGUF file.", why="Its first four bytes are not 'GGUF'.")
-    digest = _digest(file, file.stat().st_mtime_ns)
-    target = cache_folder() / "gguf" / f"{file.stem}-{digest[:16]}"
+    target = cache_folder() / "gguf" / f"{file.stem}-{file_hash(file)[:16]}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_suffix(".lock")):
         if not target.is_dir():
             note(f"Dequantising {file.name} once; the result is kept in {target}")
             _convert(file, target)
     return target
-
-
-@cache
-def _digest(file: Path, modified_ns: int) -> str:
-    """Returns the file's SHA-256, read once as long as it does not change: tokenizer and model both ask."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _convert(file: Path, target: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -14,15 +13,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
 
 import lora_dpo
-from lora_dpo.console import tracked
+from lora_dpo.model.hashes import weights_hash
 from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.schema import Recipe
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed", "bitsandbytes")
-_WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def provenance(recipe: Recipe, plan: BatchPlan, data: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
@@ -55,39 +52,6 @@ def provenance(recipe: Recipe, plan: BatchPlan, data: dict[str, Any], model: Pre
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "arguments": sys.argv[1:],
     }
-
-
-def weights_hash(path: str, revision: str | None) -> str | None:
-    """Returns one SHA-256 over the names and hashes of a model's weight files.
-
-    Files in the Hub's cache are named by their hash already, so they are not read again.
-
-    Args:
-        path: Local folder or Hub id.
-        revision: Hub revision.
-
-    Returns:
-        The hash, or None where no weight file is found.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        config = cached_file(path, "config.json", revision=revision or "main", local_files_only=True)
-        folder = Path(config).parent
-    files = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
-    if not files:
-        return None
-    whole = hashlib.sha256()
-    for file in tracked(files, "hashing the base model"):
-        whole.update(f"{file.name} {_file_hash(file)}\n".encode())
-    return whole.hexdigest()
-
-
-def _file_hash(file: Path) -> str:
-    blob = file.resolve().name
-    if file.is_symlink() and len(blob) == 64:
-        return blob
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _version(package: str) -> str | None:

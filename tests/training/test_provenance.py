@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import platform
-import shutil
 from pathlib import Path
 
 import lora_dpo
 from lora_dpo.model.base import load_model
+from lora_dpo.model.hashes import weights_hash
 from lora_dpo.recipe.batch import BatchPlan
-from lora_dpo.training.provenance import provenance, weights_hash
+from lora_dpo.training.provenance import provenance
 from tests.small import small_recipe
 
 
@@ -32,42 +31,3 @@ def test_says_what_the_run_was_made_of(tiny_models, tmp_path: Path) -> None:
     assert (found["seed"], found["world_size"], found["strategy"]) == (5, 2, "single")
     assert found["batch"] == {"global": 16, "micro": 4, "accumulation": 2}
     json.dumps(found)
-
-
-def test_weights_hash_by_hand(tmp_path: Path) -> None:
-    (tmp_path / "b.safetensors").write_bytes(b"second")
-    (tmp_path / "a.safetensors").write_bytes(b"first")
-    (tmp_path / "config.json").write_text("{}")
-    lines = "".join(
-        f"{name} {hashlib.sha256(content).hexdigest()}\n"
-        for name, content in (("a.safetensors", b"first"), ("b.safetensors", b"second"))
-    )
-    assert weights_hash(str(tmp_path), None) == hashlib.sha256(lines.encode()).hexdigest()
-
-
-def test_weights_hash_follows_the_weights_only(tiny_models, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(tiny_models("gpt2"), tmp_path / "copy"))
-    original = weights_hash(str(tiny_models("gpt2")), None)
-    assert weights_hash(str(copy), None) == original
-    (copy / "tokenizer_config.json").unlink()
-    assert weights_hash(str(copy), None) == original
-    weights = copy / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    assert weights_hash(str(copy), None) != original
-
-
-def test_file_of_the_hub_s_cache_is_named_by_its_hash(tmp_path: Path) -> None:
-    blob = tmp_path / "blobs" / ("ab" * 32)
-    blob.parent.mkdir()
-    blob.write_bytes(b"never read")
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
-    (snapshot / "model.safetensors").symlink_to(blob)
-    line = f"model.safetensors {'ab' * 32}\n"
-    assert weights_hash(str(snapshot), None) == hashlib.sha256(line.encode()).hexdigest()
-
-
-def test_folder_without_weights(tmp_path: Path) -> None:
-    assert weights_hash(str(tmp_path), None) is None
