@@ -94,18 +94,23 @@ def _with_edges(forest: Forest, children: Index, n_tokens: int) -> ScoredTree:
 
 
 class PlanCollator:
-    """TRL's collator, with the pairs' weights and, where trees are on, the batch's tree."""
+    """TRL's collator, with the pairs' weights and, where trees are on, the batch's tree.
+
+    Attributes:
+        plain: TRL's collator.
+        trees: Whether trees are on.
+    """
 
     def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]], *, trees: bool) -> None:
-        self._collator = collator
-        self._trees = trees
+        self.plain = collator
+        self.trees = trees
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns TRL's padded batch and what a planned micro-batch adds to it."""
         # First, and of one row: Trainer repeats and gathers an evaluation's loss by the rows of the first tensor, which
         # must be as many on every process.
         batch = {"pair_weights": torch.tensor([[example.get("weight", 1.0) for example in examples]])}
-        batch |= self._collator(examples)
-        if self._trees:
+        batch |= self.plain(examples)
+        if self.trees:
             batch["tree"] = scored_tree(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
         return batch

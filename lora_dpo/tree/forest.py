@@ -62,7 +62,7 @@ def build_forest(sequences: Sequence[Sequence[int]]) -> Forest:
     total = 0
     for i in order:
         sequence = tokens[i]
-        shared = _common_prefix(before, sequence)
+        shared = common_prefix(before, sequence)
         ends.append((path[shared : len(before)].copy(), total))
         new = len(sequence) - shared
         path[shared : len(sequence)] = np.arange(total, total + new)
@@ -81,7 +81,8 @@ def build_forest(sequences: Sequence[Sequence[int]]) -> Forest:
     return Forest(_joined(ids), _joined(depths), _joined(parents), subtree_end, tuple(paths))
 
 
-def _common_prefix(a: Index, b: Index) -> int:
+def common_prefix(a: Index, b: Index) -> int:
+    """Returns how many tokens two sequences share at their beginnings."""
     shorter = min(len(a), len(b))
     differs = a[:shorter] != b[:shorter]
     first = int(differs.argmax()) if shorter else 0

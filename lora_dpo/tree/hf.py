@@ -1,4 +1,4 @@
-"""The seam with Transformers and TRL: the only file of this package that knows them (`fsdp.py` knows Accelerate).
+"""The seam with Transformers and TRL; with `reference.py` and `fsdp.py` all of this package that knows them.
 
 Reading order: `enable`, then what it puts in front of the trainer's class (`PlannedTrainer`), then what it teaches the
 model (`teach_trees`).
@@ -11,7 +11,7 @@ import sys
 import types
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,21 +24,20 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset as TorchIterableDataset
-from tqdm.auto import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import DPOConfig, DPOTrainer
-from trl.models.utils import prepare_deepspeed
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head, maybe_gather_lm_head_ctx
 
 from lora_dpo.tree.choice import tree_attention
 from lora_dpo.tree.collate import PlanCollator, ScoredTree, scored_tree
-from lora_dpo.tree.fsdp import divide, keep_scores_in_float32, settle_dtypes
+from lora_dpo.tree.fsdp import keep_scores_in_float32
 from lora_dpo.tree.local import WithoutGather, weighting
 from lora_dpo.tree.lora import fuse_adapters
 from lora_dpo.tree.pairs import pair_tokens
+from lora_dpo.tree.reference import ReferencePass
 from lora_dpo.tree.rows import lay_out
 from lora_dpo.tree.sampler import MicroBatchSampler, PairPlan, PlannedRows, Shape
 from lora_dpo.tree.score import Head
@@ -46,7 +45,6 @@ from lora_dpo.tree.tally import Tally
 from lora_dpo.tree.tree import Tree
 
 _PREFIX = "lora_dpo_tree_"
-_REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 _SHARING = "tree/sharing"
 _NO_MEAN_OVER_PAIRS = {"aot", "aot_unpaired", "sft"}
 
@@ -133,7 +131,7 @@ def set_up(trainer: PlannedTrainer, batching: Batching, *, trees: bool = True) -
     return reason
 
 
-class PlannedTrainer:
+class PlannedTrainer(ReferencePass):
     """What goes in front of a `DPOTrainer` class: planned micro-batches, exact metrics, the reference computed once.
 
     Losses, reference handling, the optimizer loop and checkpoints stay TRL's.
@@ -192,25 +190,6 @@ class PlannedTrainer:
         if isinstance(data, Tensor) and data.is_floating_point():
             return data.to(self.args.device)
         return super()._prepare_input(data)
-
-    def compute_reference(self) -> None:
-        """Computes the reference's log-probs of all pairs now, so that training needs no reference model."""
-        self.precompute_ref_logps = True
-        args = self.args
-        size = args.precompute_ref_batch_size or args.per_device_train_batch_size
-        self.train_dataset = self._precompute_ref_logps(self.train_dataset, "train", size)
-        size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
-        if isinstance(self.eval_dataset, dict):
-            for name, rows in self.eval_dataset.items():
-                self.eval_dataset[name] = self._precompute_ref_logps(rows, name, size)
-        elif self.eval_dataset is not None:
-            self.eval_dataset = self._precompute_ref_logps(self.eval_dataset, "eval", size)
-        if self.is_fsdp_enabled:
-            settle_dtypes(self.model)
-
-    def progress(self, steps: Iterable[Any], description: str) -> Iterable[Any]:
-        """Shows how far a pass over the data is; to be overridden."""
-        return tqdm(steps, desc=description, disable=not self.is_world_process_zero())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs exact means over everything since the last line, reduced over the processes once."""
@@ -278,34 +257,6 @@ class PlannedTrainer:
         tally.add("tokens", 0.0, (inputs["attention_mask"] * rows).sum())
         if (tree := inputs.get("tree")) is not None:
             tally.add(_SHARING, tree.n_tokens / tree.tree.ids.shape[1], float(tree.tree.ids.shape[1]))
-
-    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """Computes them with the kernels that train, each pair on one process; TRL would read a cache file."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        micro_batches = self._in_order(dataset, batch_size).micro_batches(0)[rank::world]
-        model = self._reference_model()
-        values = torch.zeros(len(dataset), 2, device=self.accelerator.device)
-        for places in self.progress(micro_batches, f"reference log-probs, {name}"):
-            batch = send_to_device(self.data_collator([dataset[p.index] for p in places]), values.device)
-            del batch["pair_weights"]
-            scores = torch.stack(self.compute_ref_log_probs(model, batch), 1).to(values.dtype)
-            for row, place in enumerate(places):
-                if place.weight > 0:
-                    values[place.index] = scores[row]
-        columns = zip(*self.accelerator.reduce(values, reduction="sum").tolist(), strict=True)
-        dataset = dataset.remove_columns([column for column in _REFERENCE if column in dataset.column_names])
-        for column, side in zip(_REFERENCE, columns, strict=True):
-            dataset = dataset.add_column(column, list(side))
-        return dataset
-
-    def _reference_model(self) -> Any:
-        if self.ref_model is None and self.is_deepspeed_enabled:  # as TRL does: training has not built an engine yet
-            if self._precompute_engine is None:
-                self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
-            return self._precompute_engine
-        if self.ref_model is None and self.is_fsdp_enabled:  # Trainer divides it, and takes it to the GPU, only later
-            return divide(self.accelerator, self.model)
-        return self.ref_model or self.model
 
     def _in_order(self, rows: Any, batch_size: int) -> PairPlan:
         world = self.accelerator.num_processes

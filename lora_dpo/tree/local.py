@@ -8,6 +8,26 @@ from typing import Any
 from torch import Tensor
 
 
+class Recorder:
+    """A model that keeps the log-probs of its last call.
+
+    Attributes:
+        log_probs: Of every token but the first, shape (sequences, T - 1).
+    """
+
+    log_probs: Tensor
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, **kwargs: Any) -> Any:
+        """Calls the model."""
+        outputs = self._model(**kwargs)
+        # A prompt-learning adapter puts the outputs of its virtual tokens first.
+        self.log_probs = outputs.log_probs[:, 1 - kwargs["input_ids"].shape[1] :]
+        return outputs
+
+
 class WithoutGather:
     """An accelerator whose gathers return what this process has, as numbers that are not waited for."""
 

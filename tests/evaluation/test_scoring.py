@@ -69,7 +69,7 @@ def test_over_trees(architecture: str, model_of, monkeypatch: pytest.MonkeyPatch
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: nodes.append(args[0].numel()))
     assert score(model, given, 4, "").tolist() == pytest.approx(expected, abs=1e-4)
     assert len(nodes) == 1
-    monkeypatch.setattr(scoring, "_TREE_TOKENS", 60)
+    monkeypatch.setattr(scoring, "TREE_TOKENS", 60)
     del nodes[:]
     assert score(model, given, 4, "").tolist() == pytest.approx(expected, abs=1e-4)
     assert len(nodes) >= 3
