@@ -93,7 +93,7 @@ def data(
 
 @app.command(
     epilog="Examples: lora-dpo dpo recipes/gemma2_9b_truthfulqa.yaml train.learning_rate=1e-5   |   "
-    "lora-dpo dpo quickstart data.path=pairs.jsonl run.name=mine"
+    "lora-dpo dpo quickstart data.path=pairs.jsonl run.name=mine   |   lora-dpo dpo quickstart --reference-only"
 )
 def dpo(
     context: typer.Context,
@@ -102,9 +102,17 @@ def dpo(
     overwrite: Overwrite = False,
     processes: Processes = None,
     dry_run: DryRun = False,
+    reference_only: Annotated[
+        bool,
+        typer.Option(
+            "--reference-only",
+            help="Only compute the reference log-probs and keep them in the cache, where every run on the same model "
+            "and data finds them. The run folder is not touched.",
+        ),
+    ] = False,
 ) -> None:
     """Train a recipe here, from its data to its report; prints the `accelerate launch` line that it runs."""
-    _train(context, recipe, overrides, overwrite, processes=processes, dry_run=dry_run)
+    _train(context, recipe, overrides, overwrite, processes=processes, dry_run=dry_run, reference_only=reference_only)
 
 
 @app.command(epilog="Example: lora-dpo plot runs/quickstart")
@@ -134,6 +142,7 @@ def _train(
     *,
     processes: int | None,
     dry_run: bool,
+    reference_only: bool = False,
 ) -> None:
     import shlex
 
@@ -142,9 +151,10 @@ def _train(
     from lora_dpo.recipe.run_folder import RunFolder
 
     checked = load_recipe(recipe, overrides or ())
-    RunFolder.of(checked).check_free(overwrite=overwrite)
-    arguments = [recipe, *(overrides or ())]
-    arguments += [flag for flag, on in (("--overwrite", overwrite), ("--debug", context.obj)) if on]
+    if not reference_only:
+        RunFolder.of(checked).check_free(overwrite=overwrite)
+    flags = {"--overwrite": overwrite, "--reference-only": reference_only, "--debug": context.obj}
+    arguments = [recipe, *(overrides or ()), *(flag for flag, on in flags.items() if on)]
     launch = plan_launch(checked, arguments, processes=processes)
     err.print(f"$ {shlex.join(launch.command)}", soft_wrap=True)
     if not dry_run:

@@ -10,7 +10,7 @@ from lora_dpo.credentials import load_token
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains, evaluates and reports one recipe.
+    """Trains, evaluates and reports one recipe, or only computes its reference.
 
     Args:
         argv: The words after the module's name; None takes the process's own.
@@ -19,6 +19,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run of this name")
+    parser.add_argument(
+        "--reference-only", action="store_true", help="compute and keep the reference log-probs, and train nothing"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     arguments = parser.parse_intermixed_args(argv)
     set_up_logging(debug=arguments.debug)
@@ -29,9 +32,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         from accelerate import PartialState  # takes seconds to import, which a mistake in the recipe need not wait for
 
-        from lora_dpo.pipeline import align
+        from lora_dpo.pipeline import align, compute_reference
 
-        align(recipe, overwrite=arguments.overwrite)
+        if arguments.reference_only:
+            compute_reference(recipe)
+        else:
+            align(recipe, overwrite=arguments.overwrite)
         PartialState().destroy_process_group()  # a process that ends while gloo's threads run may be aborted by them
 
 

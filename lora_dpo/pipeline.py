@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -41,6 +42,7 @@ from lora_dpo.training.arguments import training_arguments
 from lora_dpo.training.batching import plan_steps
 from lora_dpo.training.progress import TrainingLog
 from lora_dpo.training.provenance import provenance
+from lora_dpo.training.reference import fill_reference
 from lora_dpo.training.saving import save_policy
 from lora_dpo.training.trainer import PreferenceTrainer, check_trees
 from lora_dpo.training.world import World, check_world, confirm_world, world_table
@@ -58,7 +60,16 @@ class _Ready:
     plan: BatchPlan
     prepared: Prepared
     tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a trainer is made of besides."""
+
+    arguments: DPOConfig
     world: World
+    model: PreTrainedModel
+    peft_config: PeftConfig | None
 
 
 def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
@@ -78,53 +89,95 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
     """
     run = RunFolder.of(recipe)
     run.check_free(overwrite=overwrite)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    tokenizer = load_tokenizer(recipe.model)
-    prepared = prepare(recipe, tokenizer)
-    plan = plan_steps(recipe, prepared.splits["train"], world_size)
+    ready = _prepare(recipe, run)
     if is_main_process():
         err.print(to_yaml(recipe).rstrip())
-        err.print(counts_table(prepared))
-    arguments = training_arguments(  # before the model: under ZeRO-3 they say how it is to be loaded
-        recipe, plan, len(prepared.splits["train"]), len(prepared.splits["validation"]), run.checkpoints
-    )
+        err.print(counts_table(ready.prepared))
+    loaded = _load(ready, run.checkpoints)
+    lock = run.create(recipe, overwrite=overwrite) if is_main_process() else nullcontext()
+    with lock, _old_results_kept_until_a_step(run):
+        return _train_and_report(ready, loaded)
+
+
+def compute_reference(recipe: Recipe) -> None:
+    """Computes the reference log-probs of a recipe's pairs, on this process's rank; the run folder is not touched.
+
+    Args:
+        recipe: The recipe.
+
+    Raises:
+        UserError: The recipe cannot be carried out as it stands, or does not keep reference log-probs.
+    """
+    if recipe.dpo.reference == "live":
+        raise UserError(
+            "dpo.reference is live, so there are no reference log-probs to compute beforehand.",
+            fix="Use dpo.reference=cached, or leave --reference-only out.",
+        )
+    ready = _prepare(recipe, RunFolder.of(recipe))
+    with tempfile.TemporaryDirectory(prefix="lora-dpo-") as unused:  # the trainer makes a folder for checkpoints
+        trainer = _trainer(ready, _load(ready, Path(unused)), callbacks=[])
+        cache = fill_reference(trainer, recipe)
+    if cache is None:
+        raise UserError(
+            f"The reference log-probs of {recipe.model.name} cannot be kept.",
+            why="The model has no files that it could be known by.",
+            fix="Save it to a folder with save_pretrained, and give that as model.name.",
+        )
+    note(f"{cache.computed:,} sequences were computed, {cache.found:,} were there already; they lie in {cache.folder}")
+
+
+def _prepare(recipe: Recipe, run: RunFolder) -> _Ready:
+    tokenizer = load_tokenizer(recipe.model)
+    prepared = prepare(recipe, tokenizer)
+    plan = plan_steps(recipe, prepared.splits["train"], int(os.environ.get("WORLD_SIZE", "1")))
+    return _Ready(recipe, run, plan, prepared, tokenizer)
+
+
+def _load(ready: _Ready, output: Path) -> _Loaded:
+    """Checks what runs, and loads the model onto it."""
+    recipe, plan = ready.recipe, ready.plan
+    sizes = (len(ready.prepared.splits[split]) for split in ("train", "validation"))
+    # Before the model: under ZeRO-3 the arguments say how it is to be loaded.
+    arguments = training_arguments(recipe, plan, *sizes, output)
     world = check_world(recipe, plan, arguments)
     if is_main_process():
         err.print(world_table(recipe, plan, world))
-    ready = _Ready(recipe, run, plan, prepared, tokenizer, world)
     model, peft_config = _load_policy(ready)
     check_trees(recipe, model, arguments)
-    lock = run.create(recipe, overwrite=overwrite) if is_main_process() else nullcontext()
-    with lock, _old_results_kept_until_a_step(run):
-        return _train_and_report(ready, arguments, model, peft_config)
+    return _Loaded(arguments, world, model, peft_config)
 
 
-def _train_and_report(
-    ready: _Ready, arguments: DPOConfig, model: PreTrainedModel, peft_config: PeftConfig | None
-) -> Path:
+def _trainer(ready: _Ready, loaded: _Loaded, *, callbacks: list[TrainerCallback]) -> PreferenceTrainer:
+    recipe, splits = ready.recipe, ready.prepared.splits
+    trainer = PreferenceTrainer(
+        recipe,
+        ready.plan,
+        loaded.model,
+        loaded.arguments,
+        splits["train"],
+        splits["validation"],
+        ready.tokenizer,
+        loaded.peft_config,
+        callbacks=callbacks,
+        # An adapter's reference is the model without it; a whole model's is a second copy, loaded the same way.
+        reference=load_model(_as_trained(recipe)) if recipe.adapter.method == "full" else None,
+    )
+    trainer.remove_callback(PrinterCallback)
+    confirm_world(loaded.world, trainer.accelerator)
+    return trainer
+
+
+def _train_and_report(ready: _Ready, loaded: _Loaded) -> Path:
     recipe, run, plan, prepared = ready.recipe, ready.run, ready.plan, ready.prepared
     if is_main_process():
         prepared.write(run.data)
-        write_json(run.provenance, provenance(recipe, plan, prepared.summary(), model))
+        write_json(run.provenance, provenance(recipe, plan, prepared.summary(), loaded.model))
     PartialState().wait_for_everyone()
 
-    # A trained adapter's reference is the model without it; a trained model's is a second copy, loaded the same way.
-    reference = load_model(_as_trained(recipe)) if recipe.adapter.method == "full" else None
     log = TrainingLog(run.metrics, plan.global_batch)
-    trainer = PreferenceTrainer(
-        recipe,
-        plan,
-        model,
-        arguments,
-        prepared.splits["train"],
-        prepared.splits["validation"],
-        ready.tokenizer,
-        peft_config,
-        callbacks=[log, _AfterFirstStep(run.discard_replaced)],
-        reference=reference,
-    )
-    trainer.remove_callback(PrinterCallback)
-    confirm_world(ready.world, trainer.accelerator)
+    trainer = _trainer(ready, loaded, callbacks=[log, _AfterFirstStep(run.discard_replaced)])
+    if recipe.dpo.reference == "cached":
+        fill_reference(trainer, recipe, run_copy=run.reference)
     began = time.monotonic()
     try:
         trainer.train()

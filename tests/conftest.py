@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
-def _offline_and_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps a developer's token, trackers and GPU out of the tests, and the tests off the network."""
+def _offline_and_apart(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps a developer's token, trackers, GPU and cache out of the tests, and the tests off the network."""
+    monkeypatch.setenv("LORA_DPO_CACHE", str(tmp_path_factory.getbasetemp() / "caches" / uuid.uuid4().hex))
     for name in ("HF_TOKEN", "ACCESS_TOKEN", "WANDB_API_KEY", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

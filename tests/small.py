@@ -13,6 +13,7 @@ from lora_dpo.model.base import load_model, load_tokenizer
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.arguments import training_arguments
 from lora_dpo.training.batching import plan_steps
+from lora_dpo.training.reference import fill_reference
 from lora_dpo.training.trainer import PreferenceTrainer
 
 _FACTS = (
@@ -88,6 +89,9 @@ def small_trainer(
     elif recipe.adapter.method != "full":
         config = lora_config(recipe.adapter, model)
     tokenizer = load_tokenizer(recipe.model)
-    return PreferenceTrainer(
+    trainer = PreferenceTrainer(
         recipe, plan, model, arguments, pairs, held_out, tokenizer, config, callbacks=list(callbacks)
     )
+    if recipe.dpo.reference == "cached":
+        fill_reference(trainer, recipe)
+    return trainer

@@ -65,9 +65,8 @@ def continue_adapter(adapter: AdapterSection, model: PreTrainedModel) -> PeftMod
         UserError: There is no adapter, or it does not fit the model.
     """
     name = str(adapter.init_from)
-    path = Path(name).expanduser()
-    folder = next((f for f in (path, path / "adapter") if (f / "adapter_config.json").is_file()), None)
-    if folder is None and path.exists():
+    folder = adapter_folder(name)
+    if folder is None and Path(name).expanduser().exists():
         raise UserError(
             f"adapter.init_from {name} holds no adapter.",
             why="There is no adapter_config.json in it, nor in a folder adapter/ below it.",
@@ -84,6 +83,12 @@ def continue_adapter(adapter: AdapterSection, model: PreTrainedModel) -> PeftMod
         ) from error
     _say_what_is_kept(adapter, loaded.peft_config["default"])
     return loaded
+
+
+def adapter_folder(name: str) -> Path | None:
+    """Returns the folder with the adapter that `adapter.init_from` names, or None where it names no such folder."""
+    path = Path(name).expanduser()
+    return next((folder for folder in (path, path / "adapter") if (folder / "adapter_config.json").is_file()), None)
 
 
 def _say_what_is_kept(adapter: AdapterSection, kept: LoraConfig) -> None:

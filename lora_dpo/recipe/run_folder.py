@@ -64,6 +64,11 @@ class RunFolder:
         return self.path / "data"
 
     @property
+    def reference(self) -> Path:
+        """Folder with the reference log-probs that this run reads, whatever becomes of the user's cache."""
+        return self.data / "reference"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder with the intermediate checkpoints."""
         return self.path / "checkpoints"

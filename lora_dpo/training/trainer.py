@@ -19,14 +19,17 @@ from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.batching import TOKENS, token_columns
 from lora_dpo.training.dropout import set_adapter_dropout
+from lora_dpo.training.reference import ReferenceCache
 from lora_dpo.training.zero_margin import check_first_loss
 from lora_dpo.tree.hf import Batching, PlannedTrainer, check_model, set_up
+from lora_dpo.tree.ragged import Ragged
+from lora_dpo.tree.sequences import Distinct
 
 
 class PreferenceTrainer(PlannedTrainer, DPOTrainer):
     """Trains on pairs that are tokenised already, over trees where the model can, and checks the first loss.
 
-    Losses, reference handling and checkpoints are TRL's.
+    Losses, reference handling and checkpoints are TRL's. Until `fill_reference`, the reference is computed live.
 
     Args:
         recipe: The recipe.
@@ -39,6 +42,9 @@ class PreferenceTrainer(PlannedTrainer, DPOTrainer):
         peft_config: Configuration of a fresh adapter, if there is to be one.
         callbacks: Further callbacks.
         reference: The frozen reference, where the whole model is trained.
+
+    Attributes:
+        reference_cache: Where reference log-probs are kept; `fill_reference` sets it.
 
     Raises:
         UserError: Trees are asked for, and the model cannot do them.
@@ -72,8 +78,7 @@ class PreferenceTrainer(PlannedTrainer, DPOTrainer):
         for trained_or_reference in filter(None, (self.model, self.ref_model)):
             set_adapter_dropout(trained_or_reference, recipe.adapter.dropout)
         self._set_up_trees(plan)
-        if recipe.dpo.reference == "cached":
-            self.compute_reference()
+        self.reference_cache: ReferenceCache | None = None
 
     def _set_up_trees(self, plan: BatchPlan) -> None:
         train = self._recipe.train
@@ -87,6 +92,12 @@ class PreferenceTrainer(PlannedTrainer, DPOTrainer):
         if reason is not None and train.trees == "auto":
             more = "" if plan.tokens is None else " If memory runs out, set train.micro_batch_size."
             note(f"Trees are off: {reason}.{more}")
+
+    def reference_values(self, wanted: Distinct) -> Ragged:
+        """Returns the reference's log-probs, from the disk where they are known."""
+        if self.reference_cache is None:
+            return super().reference_values(wanted)
+        return self.reference_cache.values(self, wanted)
 
     def progress(self, steps: Iterable[Any], description: str) -> Iterable[Any]:
         """Shows how far a pass over the data is."""
