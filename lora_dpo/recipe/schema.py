@@ -349,6 +349,8 @@ class Recipe(Section):
                 f"train.trees on does not go with adapter.dropout {self.adapter.dropout}, which draws a mask for every "
                 "repeated token; use train.trees auto, or adapter.dropout 0"
             )
+        if self.dpo.reference == "cached" and self.train.trl.get("sync_ref_model"):
+            raise ValueError("train.trl.sync_ref_model moves the reference, so it needs dpo.reference live")
         whole_batch = sorted(set(self.dpo.loss) & LOSSES_WITHOUT_A_MEAN_OVER_PAIRS)
         if whole_batch and (self.train.tokens_per_micro_batch is not None or self.train.weight == "group"):
             raise ValueError(

@@ -11,7 +11,7 @@ import numpy as np
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
-from lora_dpo.console import note
+from lora_dpo.console import is_main_process, note
 from lora_dpo.model.cache import cache_folder
 from lora_dpo.model.precision import choose_dtype
 from lora_dpo.recipe.schema import Recipe
@@ -50,6 +50,7 @@ class ReferenceCache:
         self._shared = ReferenceStore(cache_folder() / "reference", policy, per_token=per_token)
         self._own = None if run_copy is None else ReferenceStore(run_copy, policy, per_token=per_token)
         self._after_batch = after_batch
+        self._uncopied: Entries | None = None
         self.found = self.computed = 0
 
     @property
@@ -69,7 +70,7 @@ class ReferenceCache:
             trainer: Computes what is missing.
             wanted: The sequences.
         """
-        own, known = broadcast_object_list([self._read(wanted) if trainer.is_world_process_zero() else None])[0]
+        own, known = broadcast_object_list([self._read(wanted) if is_main_process() else None])[0]
         missing = np.flatnonzero(known.find(wanted.keys) < 0)
         self.found, self.computed = len(wanted.keys) - len(missing), len(missing)
         note(
@@ -79,9 +80,13 @@ class ReferenceCache:
         if len(missing):
             sequences = [wanted.sequences[place] for place in missing]
             known = Entries.merged([known, self._compute(trainer, wanted.keys[missing], sequences)])
-        if self._own is not None and own < len(wanted.keys) and trainer.is_world_process_zero():
-            self._own.write(known)
+        self._uncopied = known if own < len(wanted.keys) else None
         return known.values
+
+    def copy_to_run(self) -> None:
+        """Writes the run's own copy, where it does not hold all that was asked for."""
+        if self._own is not None and self._uncopied is not None and is_main_process():
+            self._own.write(self._uncopied)
 
     def _read(self, wanted: Distinct) -> tuple[int, Entries]:
         """Returns how many of the sequences are in the run's own copy, and the entries of all that are known."""
@@ -93,7 +98,7 @@ class ReferenceCache:
 
     def _compute(self, trainer: PreferenceTrainer, keys: NDArray[np.bytes_], sequences: list[Completion]) -> Entries:
         """Computes sequences on all processes, each of which writes its part every `_FLUSH_SECONDS` and at the end."""
-        if trainer.is_world_process_zero():
+        if is_main_process():
             self._shared.describe()
         values, done = trainer.reference_zeros(sequences), []
         written = time.monotonic()
@@ -135,7 +140,7 @@ def fill_reference(
     Raises:
         UserError: The cache cannot be read or written, or what it holds is not what the reference computes.
     """
-    own = reference_policy(trainer, recipe) if trainer.is_world_process_zero() else None
+    own = reference_policy(trainer, recipe) if is_main_process() else None
     policy = broadcast_object_list([own])[0]
     if policy is None:
         note("The model has no files that it could be known by, so its reference log-probs are not kept on disk.")
@@ -145,4 +150,5 @@ def fill_reference(
     trainer.reference_cache = cache
     trainer.compute_reference()
     check_against_live(trainer, choose_dtype(recipe.model.dtype), cache.folders)
+    cache.copy_to_run()
     return cache

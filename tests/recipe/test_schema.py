@@ -186,6 +186,13 @@ def test_method_and_strategy_fit_together(method: str, strategy: str, message: s
             Recipe.model_validate(values)
 
 
+def test_a_reference_that_moves_is_computed_live() -> None:
+    values = {"model": {"name": "m"}, "run": {"name": "r"}, "train": {"trl": {"sync_ref_model": True}}}
+    with pytest.raises(ValidationError, match=r"train\.trl\.sync_ref_model moves the reference"):
+        Recipe.model_validate(values)
+    assert Recipe.model_validate({**values, "dpo": {"reference": "live"}}).dpo.reference == "live"
+
+
 def with_sections(**sections: dict[str, Any]) -> Recipe:
     return Recipe.model_validate({"model": {"name": "m"}, "run": {"name": "r"}, **sections})
 
