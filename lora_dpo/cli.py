@@ -148,10 +148,13 @@ def _train(
 
     from lora_dpo.cluster.launch import plan_launch, run_launch
     from lora_dpo.recipe.loading import load_recipe
+    from lora_dpo.recipe.reference import check_reference_is_kept
     from lora_dpo.recipe.run_folder import RunFolder
 
     checked = load_recipe(recipe, overrides or ())
-    if not reference_only:
+    if reference_only:
+        check_reference_is_kept(checked)
+    else:
         RunFolder.of(checked).check_free(overwrite=overwrite)
     flags = {"--overwrite": overwrite, "--reference-only": reference_only, "--debug": context.obj}
     arguments = [recipe, *(overrides or ()), *(flag for flag, on in flags.items() if on)]

@@ -36,6 +36,7 @@ from lora_dpo.model.adapter import continue_adapter, lora_config
 from lora_dpo.model.base import load_model, load_tokenizer
 from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.loading import to_yaml
+from lora_dpo.recipe.reference import check_reference_is_kept
 from lora_dpo.recipe.run_folder import RunFolder, partial_path, write_json
 from lora_dpo.recipe.schema import ModelSection, Recipe
 from lora_dpo.training.arguments import training_arguments
@@ -106,13 +107,9 @@ def compute_reference(recipe: Recipe) -> None:
         recipe: The recipe.
 
     Raises:
-        UserError: The recipe cannot be carried out as it stands, or does not keep reference log-probs.
+        UserError: The recipe cannot be carried out as it stands, or has no reference log-probs to keep.
     """
-    if recipe.dpo.reference == "live":
-        raise UserError(
-            "dpo.reference is live, so there are no reference log-probs to compute beforehand.",
-            fix="Use dpo.reference=cached, or leave --reference-only out.",
-        )
+    check_reference_is_kept(recipe)
     ready = _prepare(recipe, RunFolder.of(recipe))
     with tempfile.TemporaryDirectory(prefix="lora-dpo-") as unused:  # the trainer makes a folder for checkpoints
         trainer = _trainer(ready, _load(ready, Path(unused)), callbacks=[])

@@ -73,8 +73,9 @@ def small_trainer(
     validation: int = 0,
     world_size: int = 1,
     before_loading: Callable[[], None] | None = None,
+    reference: bool = True,
 ) -> PreferenceTrainer:
-    """Returns a trainer of the recipe on `preferences`, as the pipeline makes it."""
+    """Returns a trainer of the recipe on `preferences`, as the pipeline makes it; its `reference` can be left out."""
     pairs = tokenised(recipe, count, per_question)
     held_out = tokenised(recipe, validation, per_question) if validation else []
     plan = plan_steps(recipe, pairs, world_size)
@@ -92,6 +93,6 @@ def small_trainer(
     trainer = PreferenceTrainer(
         recipe, plan, model, arguments, pairs, held_out, tokenizer, config, callbacks=list(callbacks)
     )
-    if recipe.dpo.reference == "cached":
+    if reference and recipe.dpo.reference == "cached":
         fill_reference(trainer, recipe)
     return trainer

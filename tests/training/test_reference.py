@@ -16,16 +16,15 @@ from lora_dpo.recipe.schema import Loss, Recipe
 from lora_dpo.training import reference as module
 from lora_dpo.training.reference import fill_reference
 from lora_dpo.training.trainer import PreferenceTrainer
-from tests.reference import rewrite_reference
+from tests.reference import rewrite_sums
 from tests.small import small_recipe, small_trainer
 
-LIVE = {"reference": "live"}
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 SIZE = {"count": 12, "per_question": 3, "validation": 2}
 
 
 def unfilled(recipe: Recipe, **size: Any) -> PreferenceTrainer:
-    return small_trainer(recipe.model_copy(update={"dpo": recipe.dpo.model_copy(update=LIVE)}), **{**SIZE, **size})
+    return small_trainer(recipe, **{**SIZE, **size}, reference=False)
 
 
 def columns(trainer: PreferenceTrainer) -> list[list[float]]:
@@ -132,7 +131,7 @@ def test_ld_alpha_weighs_tokens_beyond_the_other_answer(trees: str, recipe) -> N
     for found, expected in zip(columns(again), sums, strict=True):
         assert found == pytest.approx(expected, abs=1e-4)
     trainer.train()
-    live_run = small_trainer(recipe(**{**settings, "dpo": {"ld_alpha": 0.25, **LIVE}}), **SIZE)
+    live_run = small_trainer(recipe(**{**settings, "dpo": {"ld_alpha": 0.25, "reference": "live"}}), **SIZE)
     live_run.train()
     losses = [[entry["loss"] for entry in one.state.log_history if "loss" in entry] for one in (trainer, live_run)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
@@ -162,7 +161,7 @@ def test_a_damaged_file_is_computed_again(recipe, damage: str, capsys: pytest.Ca
 
 def test_values_of_another_model_stop_the_run(recipe) -> None:
     small_trainer(recipe(), **SIZE)
-    folder = rewrite_reference(lambda values: values - 0.5)
+    folder = rewrite_sums(cache_folder(), lambda values: values - 0.5)
     with pytest.raises(UserError, match=r"one is 0\.5 nats off[\s\S]*Nothing was trained\. Delete") as caught:
         small_trainer(recipe(), **SIZE)
     assert str(folder) in str(caught.value)
@@ -172,7 +171,7 @@ def test_values_of_another_model_stop_the_run(recipe) -> None:
 
 def test_values_of_another_rounding_do_not(recipe) -> None:
     small_trainer(recipe(), **SIZE)
-    rewrite_reference(lambda values: values + 1e-3)
+    rewrite_sums(cache_folder(), lambda values: values + 1e-3)
     assert counts(small_trainer(recipe(), **SIZE))[1] == 0
 
 
@@ -216,7 +215,7 @@ def test_it_is_written_now_and_then(recipe, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_run_reads_its_own_copy_first(recipe, tmp_path: Path) -> None:
     first, second, third = (unfilled(recipe()) for _ in range(3))
     fill_reference(first, recipe(), run_copy=tmp_path / "copy")
-    rewrite_reference(lambda values: values + 1e-4)  # as another run's rounding
+    rewrite_sums(cache_folder(), lambda values: values + 1e-4)  # as another run's rounding
     fill_reference(second, recipe(), run_copy=tmp_path / "copy")
     assert columns(second) == columns(first)
     shutil.rmtree(cache_folder() / "reference")
@@ -228,7 +227,7 @@ def test_a_run_reads_its_own_copy_first(recipe, tmp_path: Path) -> None:
 
 def test_what_is_not_this_reference_s_is_not_copied_to_the_run(recipe, tmp_path: Path) -> None:
     small_trainer(recipe(), **SIZE)
-    rewrite_reference(lambda values: values - 0.5)
+    rewrite_sums(cache_folder(), lambda values: values - 0.5)
     with pytest.raises(UserError, match="not this reference's"):
         fill_reference(unfilled(recipe()), recipe(), run_copy=tmp_path / "copy")
     assert not (tmp_path / "copy").exists()

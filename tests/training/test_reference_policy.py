@@ -16,11 +16,9 @@ from lora_dpo.training.reference_policy import ReferencePolicy, reference_policy
 from lora_dpo.training.trainer import PreferenceTrainer
 from tests.small import small_recipe, small_trainer
 
-LIVE = {"reference": "live"}  # the identity is asked for alone
-
 
 def policy_of(recipe: Recipe) -> ReferencePolicy:
-    found = reference_policy(small_trainer(recipe), recipe)
+    found = reference_policy(small_trainer(recipe, reference=False), recipe)
     assert found is not None
     return found
 
@@ -32,7 +30,7 @@ def folder(tiny_models, tmp_path: Path) -> Path:
 
 
 def test_says_what_the_reference_is(folder: Path, tmp_path: Path) -> None:
-    parts = policy_of(small_recipe(folder, tmp_path, dpo=LIVE)).parts
+    parts = policy_of(small_recipe(folder, tmp_path)).parts
     assert {name: parts[name] for name in parts if name != "weights"} == {
         "scoring_version": 1,
         "adapter": None,
@@ -46,7 +44,7 @@ def test_says_what_the_reference_is(folder: Path, tmp_path: Path) -> None:
 
 
 SAME = {
-    "beta": {"dpo": {**LIVE, "beta": 0.5, "loss": "ipo", "ld_alpha": 0.5}},
+    "beta": {"dpo": {"beta": 0.5, "loss": "ipo", "ld_alpha": 0.5}},
     "schedule": {"train": {"learning_rate": 1.0, "epochs": 3, "max_steps": None, "global_batch_size": 2}},
     "a fresh adapter of another shape": {"adapter": {"r": 2, "alpha": 3, "targets": ["q_proj"]}},
     "data": {"data": {"limit": 2}, "run": {"seed": 5, "name": "other"}},
@@ -60,7 +58,7 @@ OTHER = {
 
 def changed(folder: Path, tmp_path: Path, sections: dict[str, Any]) -> ReferencePolicy:
     others = {name: keys for name, keys in sections.items() if name != "model"}
-    recipe = small_recipe(folder, tmp_path, **{"dpo": LIVE, **others})
+    recipe = small_recipe(folder, tmp_path, **others)
     model = recipe.model.model_copy(update=sections.get("model", {}))
     return policy_of(recipe.model_copy(update={"model": model}))
 
@@ -104,7 +102,7 @@ def test_depends_on_the_adapter_that_is_continued(folder: Path, tmp_path: Path) 
     before = changed(folder, tmp_path, {}).key
     keys = []
     for scale in (0.1, 0.2):
-        fresh = small_trainer(small_recipe(folder, tmp_path, dpo=LIVE)).model
+        fresh = small_trainer(small_recipe(folder, tmp_path), reference=False).model
         for name, value in fresh.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.constant_(value, scale)
@@ -117,7 +115,7 @@ def test_depends_on_the_adapter_that_is_continued(folder: Path, tmp_path: Path) 
 
 def in_memory(folder: Path, tmp_path: Path, change: float = 0.0) -> PreferenceTrainer:
     """Returns a trainer whose model has no files that are known."""
-    trainer = small_trainer(small_recipe(folder, tmp_path, dpo=LIVE))
+    trainer = small_trainer(small_recipe(folder, tmp_path), reference=False)
     base = trainer.model.get_base_model()
     base.config._name_or_path = ""
     with torch.no_grad():
@@ -126,7 +124,7 @@ def in_memory(folder: Path, tmp_path: Path, change: float = 0.0) -> PreferenceTr
 
 
 def test_a_model_without_files_is_known_by_its_tensors(folder: Path, tmp_path: Path) -> None:
-    recipe = small_recipe(folder, tmp_path, dpo=LIVE)
+    recipe = small_recipe(folder, tmp_path)
     found = [reference_policy(in_memory(folder, tmp_path, change), recipe) for change in (0.0, 0.0, 1e-6)]
     keys = [policy.key for policy in found if policy is not None]
     assert keys[0] == keys[1] != keys[2]
@@ -138,4 +136,4 @@ def test_weights_that_are_elsewhere_cannot_be_known(folder: Path, tmp_path: Path
     with torch.device("meta"):
         trainer.model = AutoModelForCausalLM.from_config(config)
     trainer.model.config._name_or_path = ""
-    assert reference_policy(trainer, small_recipe(folder, tmp_path, dpo=LIVE)) is None
+    assert reference_policy(trainer, small_recipe(folder, tmp_path)) is None
