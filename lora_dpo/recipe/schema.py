@@ -202,7 +202,7 @@ class DPOSection(Section):
     use_weighting: bool = Field(False, description="Weight pairs by the policy's own probability (WPO).")
     discopop_tau: PositiveFloat = Field(0.05, description="Temperature of the discopop loss.")
     reference: Literal["cached", "live"] = Field(
-        "cached", description="Reference log-probs: computed once for every pair before training, or at every step."
+        "cached", description="Reference log-probs: computed once before training and kept on disk, or at every step."
     )
 
     @model_validator(mode="after")
