@@ -172,7 +172,7 @@ def test_recipe_trains(
     assert run.load_recipe() == recipe
     for file in ("recipe.yaml", "provenance.json", "metrics.jsonl", "report.json", "report.md"):
         assert (folder / file).stat().st_size > 0
-    assert sorted(file.name for file in run.data.iterdir()) == ["pairs.jsonl", "splits.json"]
+    assert sorted(file.name for file in run.data.iterdir()) == ["pairs.jsonl", "reference", "splits.json"]
     assert {file.name for file in run.plots.iterdir()} >= {"loss.png", "training.png"}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= {
         file.name for file in run.adapter.iterdir()
