@@ -145,6 +145,15 @@ def test_other_architectures(architecture: str, tiny_models, tmp_path: Path) -> 
     assert tokens.min() > 1
 
 
+def test_half_precision_is_off_by_no_more_than_its_rounding(tiny_models, tmp_path: Path) -> None:
+    recipe = small_recipe(tiny_models("llama"), tmp_path)
+    half = recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": "bfloat16"})})
+    kept, live, _ = small_trainer(half, **SIZE).live_reference(range(12))
+    exact = torch.tensor(columns(small_trainer(recipe, **SIZE))[:2])
+    assert 0 < (kept - exact).abs().max() < 0.5
+    assert (kept - live).abs().max() < 0.5
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
 def test_a_damaged_file_is_computed_again(recipe, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     first = small_trainer(recipe(), **SIZE)
