@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lora_dpo import __version__
-from lora_dpo.console import err, errors_end_the_program, out, set_up_logging
+from lora_dpo.console import STOPPED_EXIT_CODE, err, errors_end_the_program, out, set_up_logging
 from lora_dpo.credentials import load_token
 
 app = typer.Typer(
@@ -62,7 +62,6 @@ def quickstart(context: typer.Context, overrides: Overrides = None, overwrite: O
         err.print(f"{run.path} is finished; this is its report. To run it again, add --overwrite.\n", soft_wrap=True)
         print_report(json.loads(run.report_json.read_text(encoding="utf-8")), run)
         return
-    overwrite = overwrite or (run.is_run and not run.is_complete and run.load_recipe() == recipe)
     _train(context, "quickstart", overrides, overwrite, processes=1, dry_run=False)
 
 
@@ -146,24 +145,31 @@ def _train(
 ) -> None:
     import shlex
 
-    from lora_dpo.cluster.launch import plan_launch, run_launch
+    from lora_dpo.cluster.launch import plan_launch
+    from lora_dpo.cluster.supervise import run_launch
     from lora_dpo.recipe.loading import load_recipe
     from lora_dpo.recipe.reference import check_reference_is_kept
     from lora_dpo.recipe.run_folder import RunFolder
 
+    words = [recipe, *(overrides or ())]
     checked = load_recipe(recipe, overrides or ())
+    run = RunFolder.of(checked)
     if reference_only:
         check_reference_is_kept(checked)
     else:
-        RunFolder.of(checked).check_free(overwrite=overwrite)
+        run.check_free(checked, overwrite=overwrite)
     flags = {"--overwrite": overwrite, "--reference-only": reference_only, "--debug": context.obj}
-    arguments = [recipe, *(overrides or ()), *(flag for flag, on in flags.items() if on)]
-    launch = plan_launch(checked, arguments, processes=processes)
+    launch = plan_launch(checked, [*words, *(flag for flag, on in flags.items() if on)], processes=processes)
     err.print(f"$ {shlex.join(launch.command)}", soft_wrap=True)
-    if not dry_run:
-        code = run_launch(launch)
-        if code:
-            raise typer.Exit(code)
+    if dry_run:
+        return
+    code = run_launch(launch, None if reference_only else run)
+    if code == STOPPED_EXIT_CODE:
+        flags = ["--processes", str(processes)] * (processes is not None) + ["--reference-only"] * reference_only
+        again = ["lora-dpo", "dpo", *words, *flags]
+        err.print(f"Go on with: {shlex.join(again)}", soft_wrap=True)
+    if code:
+        raise typer.Exit(code)
 
 
 def main() -> None:

@@ -28,6 +28,9 @@ err = Console(stderr=True, highlight=False)
 EXIT_CODE_FILE = "LORA_DPO_EXIT_CODE_FILE"
 """Environment variable with a file for the exit code, since `accelerate launch` turns every failure into 1."""
 
+STOPPED_EXIT_CODE = 85
+"""Exit code of a run that has left in order and wants to be started again."""
+
 T = TypeVar("T")
 
 _NOISE = {
@@ -46,7 +49,7 @@ def is_main_process() -> bool:
 def note(text: str) -> None:
     """Prints one line that the user should see once, on rank 0 only."""
     if is_main_process():
-        err.print(Text(text))
+        err.print(Text(text), soft_wrap=True)
 
 
 def tracked(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
@@ -114,8 +117,13 @@ def disk_full_error(error: BaseException) -> UserError | None:
     return None
 
 
-def _exit(code: int) -> None:
+def leave_exit_code(code: int) -> None:
+    """Tells the command that started the launcher how this process ends."""
     if file := os.environ.get(EXIT_CODE_FILE):
         with suppress(OSError):  # the disk may be full; the launcher then reports its own code
             Path(file).write_text(str(code), encoding="ascii")
+
+
+def _exit(code: int) -> None:
+    leave_exit_code(code)
     sys.exit(code)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
-from lora_dpo.console import errors_end_the_program, set_up_logging
+from lora_dpo.console import (
+    EXIT_CODE_FILE,
+    STOPPED_EXIT_CODE,
+    errors_end_the_program,
+    leave_exit_code,
+    note,
+    set_up_logging,
+)
 from lora_dpo.credentials import load_token
 
 
@@ -33,11 +41,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         from accelerate import PartialState  # takes seconds to import, which a mistake in the recipe need not wait for
 
         from lora_dpo.pipeline import align, compute_reference
+        from lora_dpo.training.stopping import Stopped
 
-        if arguments.reference_only:
-            compute_reference(recipe)
-        else:
-            align(recipe, overwrite=arguments.overwrite)
+        try:
+            if arguments.reference_only:
+                compute_reference(recipe)
+            else:
+                align(recipe, overwrite=arguments.overwrite)
+        except Stopped as stopped:
+            again = " without --overwrite" if arguments.overwrite else ""
+            under_lora_dpo = EXIT_CODE_FILE in os.environ  # which says how to go on itself
+            note(str(stopped) if under_lora_dpo else f"{stopped} Started again{again}, the run goes on from there.")
+            leave_exit_code(STOPPED_EXIT_CODE)  # by a file: a launcher kills the other processes where one fails
         PartialState().destroy_process_group()  # a process that ends while gloo's threads run may be aborted by them
 
 

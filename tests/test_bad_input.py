@@ -389,7 +389,13 @@ def test_another_run_is_found_before_anything_is_read(work: Path) -> None:
     other = load_recipe("recipe.yaml", ["run.folder=elsewhere"])
     RunFolder.of(other).create(other, overwrite=False)
     message = refusal(work, "run.folder=elsewhere", "data.path=not-even-there")
-    check(message, "elsewhere/mine holds an unfinished run, which is never overwritten", "run.name=NAME", "--overwrite")
+    check(
+        message,
+        "elsewhere/mine holds an unfinished run of another recipe",
+        "data.path:",
+        "run.name=NAME",
+        "--overwrite",
+    )
 
 
 # The same, as a user sees it: whole processes
@@ -426,7 +432,7 @@ def test_another_run_stays_as_it_was(work: Path) -> None:
     other = load_recipe("recipe.yaml", ["train.epochs=7"])
     RunFolder.of(other).create(other, overwrite=False)
     message = refused_process(work, "-m", "lora_dpo", "dpo", "recipe.yaml")
-    check(message, "Error: runs/mine holds an unfinished run, which is never overwritten by accident.")
+    check(message, "Error: runs/mine holds an unfinished run of another recipe", "train.epochs: 7.0 -> 1.0")
 
 
 OFFLINE = {"HF_HUB_OFFLINE": "1"}

@@ -162,7 +162,7 @@ def test_flags_reach_the_training(small: Path) -> None:
 
 
 @pytest.mark.parametrize("complete", [False, True])
-def test_quickstart_replaces_its_own_unfinished_run_but_no_other(tmp_path: Path, complete: bool) -> None:
+def test_quickstart_goes_on_with_its_own_unfinished_run_but_with_no_other(tmp_path: Path, complete: bool) -> None:
     """The strategy stops it where the training would be launched, past the check of the folder."""
     own = ["run.folder=runs", "train.strategy=zero3"]
     run = RunFolder(tmp_path / "runs" / "quickstart")
@@ -170,9 +170,9 @@ def test_quickstart_replaces_its_own_unfinished_run_but_no_other(tmp_path: Path,
     if complete:
         run.report_json.write_text("{}", encoding="utf-8")
     before = run.recipe.read_bytes()
-    state = "a finished run" if complete else "an unfinished run"
+    refusal = "holds a finished run, which is never overwritten" if complete else "holds an unfinished run of another"
     cases = {
-        ("train.epochs=9",): f"holds {state}, which is never overwritten",
+        ("train.epochs=9",): refusal,
         ("train.epochs=9", "--overwrite"): "train.strategy zero3 needs GPUs",
     }
     if not complete:

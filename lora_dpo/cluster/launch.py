@@ -1,24 +1,16 @@
-"""From a recipe to the `accelerate launch` line that trains it, and to its exit code."""
+"""From a recipe to the `accelerate launch` line that trains it."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from lora_dpo import resources
 from lora_dpo.cluster.hardware import cpu_count, gpu_count
-from lora_dpo.console import EXIT_CODE_FILE
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.batch import plan_batches, token_budget
 from lora_dpo.recipe.schema import Recipe
@@ -115,33 +107,3 @@ def _short(path: str | Path) -> str:
     """Returns the path as a user below the working directory would type it."""
     path = Path(path)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def run_launch(launch: Launch) -> int:
-    """Runs the command and returns the exit code of the training itself.
-
-    `accelerate launch` turns every failure into 1, so the training leaves its own code in a file.
-    """
-    with tempfile.TemporaryDirectory(prefix="lora-dpo-") as folder:
-        code_file = Path(folder) / "exit_code"
-        environment = {**os.environ, EXIT_CODE_FILE: str(code_file)}
-        process = subprocess.Popen(launch.command, env=environment)
-        before = {
-            signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C reaches the training by itself
-            signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: _terminate(process)),
-        }
-        try:
-            code = process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        own_code = code_file.read_text(encoding="ascii") if code_file.is_file() else ""
-        return int(own_code) if code and own_code.isdigit() else code
-
-
-def _terminate(process: subprocess.Popen[bytes]) -> None:
-    """Ends the launcher and the trainings below it, which it would leave behind."""
-    launcher = psutil.Process(process.pid)
-    for child in [*launcher.children(recursive=True), launcher]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.terminate()

@@ -59,7 +59,7 @@ def plan_batches(global_batch: int, micro_batch: int | None, world_size: int) ->
     """
     if global_batch % world_size:
         raise UserError(
-            f"train.global_batch_size {global_batch} cannot be shared equally by {_processes(world_size)}.",
+            f"train.global_batch_size {global_batch} cannot be shared equally by {processes(world_size)}.",
             fix=f"Take train.global_batch_size {_nearest_multiples(global_batch, world_size)}.",
         )
     local = global_batch // world_size
@@ -69,7 +69,7 @@ def plan_batches(global_batch: int, micro_batch: int | None, world_size: int) ->
         divisors = [size for size in range(1, local + 1) if local % size == 0]
         nearest = sorted(sorted(divisors, key=lambda size: abs(size - micro_batch))[:2])
         raise UserError(
-            f"train.micro_batch_size {micro_batch} x {_processes(world_size)} does not divide "
+            f"train.micro_batch_size {micro_batch} x {processes(world_size)} does not divide "
             f"train.global_batch_size {global_batch}.",
             fix=f"Take train.micro_batch_size {' or '.join(map(str, nearest))}, "
             f"or train.global_batch_size {_nearest_multiples(global_batch, micro_batch * world_size)}.",
@@ -77,7 +77,8 @@ def plan_batches(global_batch: int, micro_batch: int | None, world_size: int) ->
     return BatchPlan(global_batch, micro_batch, local // micro_batch, world_size)
 
 
-def _processes(count: int) -> str:
+def processes(count: int) -> str:
+    """Returns `1 process`, `2 processes`."""
     return f"{count} process{'es' if count > 1 else ''}"
 
 

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from lora_dpo.errors import UserError, did_you_mean, nearest
 from lora_dpo.recipe.loading import load_recipe, to_yaml
+from lora_dpo.recipe.meaning import changed_meaning
 from lora_dpo.recipe.schema import Recipe
 
 _MARK = "# Resolved by lora-dpo: what this run was asked for, defaults included.\n"
@@ -104,6 +105,21 @@ class RunFolder:
         return self.path / "plots"
 
     @property
+    def stop_file(self) -> Path:
+        """Whoever creates this file asks the run to save and leave; its text says why."""
+        return self.path / "stop"
+
+    @property
+    def stopped(self) -> Path:
+        """Why and after which step the run left before its end; not there while it runs, nor once it is through."""
+        return self.path / "stopped.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder with TensorBoard's files, where `train.report_to` asks for them."""
+        return self.path / "tensorboard"
+
+    @property
     def is_run(self) -> bool:
         """Whether `create` made this folder: a recipe.yaml that somebody wrote by hand does not make it a run."""
         try:
@@ -121,8 +137,12 @@ class RunFolder:
         """Returns the recipe as it was resolved for this run."""
         return load_recipe(self.recipe)
 
-    def check_free(self, *, overwrite: bool) -> None:
-        """Checks that a new run may be written here.
+    def check_free(self, recipe: Recipe, *, overwrite: bool) -> None:
+        """Checks that a run may be written here: a new one, or an unfinished one that goes on.
+
+        Args:
+            recipe: What is to be run.
+            overwrite: Whether an earlier run may be replaced.
 
         Raises:
             UserError: Something is here already and may not be replaced.
@@ -143,10 +163,21 @@ class RunFolder:
                 fix="Choose another run.name or run.folder.",
             )
         if not overwrite:
+            self._check_goes_on(recipe)
+
+    def _check_goes_on(self, recipe: Recipe) -> None:
+        if self.is_complete or recipe.run.resume == "never":
             state = "a finished run" if self.is_complete else "an unfinished run"
+            go_on = "" if self.is_complete else " Without run.resume=never it goes on."
             raise UserError(
                 f"{self.path} holds {state}, which is never overwritten by accident.",
-                fix="Give another name with run.name=NAME, or replace it with --overwrite.",
+                fix=f"Give another name with run.name=NAME, or replace it with --overwrite.{go_on}",
+            )
+        if changed := changed_meaning(self.load_recipe(), recipe):
+            raise UserError(
+                f"{self.path} holds an unfinished run of another recipe, so it cannot go on with this one.",
+                why="\n".join(changed),
+                fix="Take the old values to go on, give another name by run.name=NAME, or use --overwrite.",
             )
 
     def create(self, recipe: Recipe, *, overwrite: bool) -> FileLock:
@@ -161,8 +192,31 @@ class RunFolder:
         Raises:
             UserError: Something is here already and may not be replaced, or another process writes here.
         """
-        self.check_free(overwrite=overwrite)
+        self.check_free(recipe, overwrite=overwrite)
         self.path.mkdir(parents=True, exist_ok=True)
+        lock = self._lock()
+        if self._replaced.is_dir():  # what is here now is of a start that never made a step
+            self._remove_results()
+        else:
+            self._move_results(self.path, self._replaced)
+        write_text(self.recipe, _MARK + to_yaml(recipe))
+        return lock
+
+    def reopen(self, recipe: Recipe) -> FileLock:
+        """Takes an unfinished run up again; its results stay.
+
+        Returns:
+            The lock that this process holds on the folder until it ends.
+
+        Raises:
+            UserError: Another process writes here.
+        """
+        lock = self._lock()
+        self.stopped.unlink(missing_ok=True)
+        write_text(self.recipe, _MARK + to_yaml(recipe))
+        return lock
+
+    def _lock(self) -> FileLock:
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -170,11 +224,6 @@ class RunFolder:
             raise UserError(
                 f"Another process is writing the run {self.path}.", fix="Wait for it, or choose another run.name."
             ) from None
-        if self._replaced.is_dir():  # what is here now is of a start that never made a step
-            self._remove_results()
-        else:
-            self._move_results(self.path, self._replaced)
-        write_text(self.recipe, _MARK + to_yaml(recipe))
         return lock
 
     def discard_replaced(self) -> None:
@@ -205,9 +254,9 @@ class RunFolder:
             _remove(partial_path(file))
 
     def _results(self) -> tuple[Path, ...]:
-        folders = (self.data, self.checkpoints, self.adapter, self.model, self.plots)
-        # The recipe comes last: without it the folder is nobody's run.
-        return (self.report_json, self.report_md, self.metrics, self.provenance, *folders, self.recipe)
+        folders = (self.data, self.checkpoints, self.adapter, self.model, self.plots, self.tensorboard)
+        files = (self.report_json, self.report_md, self.metrics, self.provenance, self.stopped)
+        return (*files, *folders, self.recipe)  # the recipe comes last: without it the folder is nobody's run
 
 
 def _remove(path: Path) -> None:

@@ -270,7 +270,21 @@ class TrainSection(Section):
     evals_per_epoch: int = Field(1, ge=0, description="Evaluations on the validation split an epoch; 0 is none.")
     eval_steps: PositiveInt | None = Field(None, description="Evaluate every N steps instead.")
     save_steps: PositiveInt | None = Field(None, description="Checkpoint every N steps; null is once an epoch.")
-    keep_checkpoints: int | None = Field(2, ge=0, description="Newest checkpoints kept; 0 saves none, null keeps all.")
+    keep_checkpoints: int | None = Field(
+        2, ge=0, description="Newest checkpoints kept; 0 saves one only when the run is stopped, null keeps all."
+    )
+    max_hours: PositiveFloat | None = Field(
+        None, description="Save a checkpoint and stop in time for this many hours since the start; null is no limit."
+    )
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop",
+        description="A loss that is no number: stop and name the pairs, or leave its micro-batch out of the gradient.",
+    )
+    hang_timeout: Duration = Field(
+        default="00:10:00",
+        validate_default=True,
+        description="A micro-batch that takes longer ends the run, with the stack of every process.",
+    )
     logging_steps: PositiveInt = Field(1, description="Log every N optimizer steps.")
     report_to: Words = Field(
         default_factory=list, description="Trackers besides the files: tensorboard, wandb, trackio."
@@ -302,6 +316,12 @@ class RunSection(Section):
         description="Name of the run and of its folder: letters, digits, '.', '_' and '-', not '.' first.",
     )
     folder: str = Field("runs", description="Folder that holds the runs.")
+    resume: str = Field(
+        "auto",
+        min_length=1,
+        description="An unfinished run of this name goes on from its newest whole checkpoint (auto), is an error "
+        "(never), or goes on from the checkpoint at this path.",
+    )
     seed: int = Field(0, ge=0, description="Seed of everything but the split: initialisation, order, dropout.")
 
 

@@ -23,6 +23,7 @@ _HAVE_A_KEY = {
     "beta": "dpo.beta",
     "bf16": "model.dtype",
     "data_seed": "run.seed",
+    "ddp_timeout": "train.hang_timeout",
     "disable_dropout": "adapter.dropout",
     "eval_steps": "train.eval_steps",
     "eval_strategy": "train.evals_per_epoch",
@@ -46,6 +47,7 @@ _HAVE_A_KEY = {
     "run_name": "run.name",
     "save_steps": "train.save_steps",
     "save_strategy": "train.save_steps",
+    "save_only_model": "train.keep_checkpoints",
     "save_total_limit": "train.keep_checkpoints",
     "seed": "run.seed",
     "truncation_mode": "data.over_length",
@@ -91,7 +93,7 @@ def training_arguments(recipe: Recipe, plan: BatchPlan, n_pairs: int, n_validati
         plan: How the global batch is cut.
         n_pairs: Training pairs.
         n_validation: Validation pairs; without any there are no evaluations.
-        output: Folder for the checkpoints.
+        output: Folder that Trainer writes checkpoints into.
 
     Raises:
         UserError: `train.trl` names an unknown argument, or TRL refuses a combination.
@@ -110,6 +112,8 @@ def training_arguments(recipe: Recipe, plan: BatchPlan, n_pairs: int, n_validati
         "dataloader_num_workers": int(torch.cuda.is_available()),
         "disable_tqdm": True,
         "ddp_find_unused_parameters": False,
+        # The watch for hangs speaks first, and with more words.
+        "ddp_timeout": max(1800, 2 * int(recipe.train.hang_timeout.total_seconds())),
         "logging_nan_inf_filter": False,  # a NaN is to be seen in the log, not averaged away
         **_precision(recipe),
         **_loss(recipe),
@@ -205,6 +209,5 @@ def _checkpoints(recipe: Recipe, per_epoch: int) -> dict[str, Any]:
         return {"save_strategy": "no"}
     return {
         "save_strategy": "steps",
-        "save_steps": train.save_steps or per_epoch,
-        "save_total_limit": train.keep_checkpoints,
+        "save_steps": train.save_steps or per_epoch,  # which of them are kept is not left to Trainer
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,18 @@ class TrainingLog(TrainerCallback):
         self._clock = _Clock()
         self._progress: Progress | None = None
         self._line_due = 0.0
+
+    def sync(self) -> int:
+        """Waits until what was written is on the disk, and returns the file's length in bytes."""
+        if not self._file.exists():
+            return 0
+        with self._file.open("ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def go_on_from(self, tokens: int) -> None:
+        """Takes note of the tokens that earlier processes have trained on, so that rates leave them out."""
+        self._clock.go_on_from(tokens)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -140,6 +153,9 @@ class _Clock:
         self._first_step = self._step = step
         self._tokens = 0.0
         self._since = self._begin = self._step_end = time.monotonic()
+
+    def go_on_from(self, tokens: int) -> None:
+        self._tokens = tokens
 
     def rates(self, step: int, tokens: float, global_batch: int) -> dict[str, float]:
         now = time.monotonic()

@@ -19,17 +19,19 @@ from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.batching import TOKENS, token_columns
 from lora_dpo.training.dropout import set_adapter_dropout
+from lora_dpo.training.guarded import GuardedTrainer
 from lora_dpo.training.reference import ReferenceCache
+from lora_dpo.training.resumable import ResumableTrainer, Session
 from lora_dpo.training.zero_margin import check_first_loss
 from lora_dpo.tree.hf import Batching, PlannedTrainer, check_model, set_up
 from lora_dpo.tree.ragged import Ragged
 from lora_dpo.tree.sequences import Distinct
 
 
-class PreferenceTrainer(PlannedTrainer, DPOTrainer):
+class PreferenceTrainer(ResumableTrainer, GuardedTrainer, PlannedTrainer, DPOTrainer):
     """Trains on pairs that are tokenised already, over trees where the model can, and checks the first loss.
 
-    Losses, reference handling and checkpoints are TRL's. Until `fill_reference`, the reference is computed live.
+    Losses and reference handling are TRL's. Until `fill_reference`, the reference is computed live.
 
     Args:
         recipe: The recipe.
@@ -42,6 +44,7 @@ class PreferenceTrainer(PlannedTrainer, DPOTrainer):
         peft_config: Configuration of a fresh adapter, if there is to be one.
         callbacks: Further callbacks.
         reference: The frozen reference, where the whole model is trained.
+        session: This process's share in a run with checkpoints; None is a training that leaves none.
 
     Attributes:
         reference_cache: Where reference log-probs are kept; `fill_reference` sets it.
@@ -62,8 +65,10 @@ class PreferenceTrainer(PlannedTrainer, DPOTrainer):
         peft_config: PeftConfig | None,
         callbacks: list[TrainerCallback],
         reference: PreTrainedModel | None = None,
+        session: Session | None = None,
     ) -> None:
         self._recipe = recipe
+        self.session = session
         self._first_loss_pending = True
         super().__init__(
             model=model,
@@ -79,6 +84,12 @@ class PreferenceTrainer(PlannedTrainer, DPOTrainer):
             set_adapter_dropout(trained_or_reference, recipe.adapter.dropout)
         self._set_up_trees(plan)
         self.reference_cache: ReferenceCache | None = None
+        self.guard(
+            train_pairs,
+            hang_seconds=recipe.train.hang_timeout.total_seconds(),
+            skip=recipe.train.on_nan == "skip",
+            adapter=recipe.adapter.method != "full",
+        )
 
     def _set_up_trees(self, plan: BatchPlan) -> None:
         train = self._recipe.train
@@ -112,7 +123,8 @@ class PreferenceTrainer(PlannedTrainer, DPOTrainer):
         """Computes TRL's loss; the first one of a fresh run is held against its zero-margin value."""
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         weight = inputs["pair_weights"].sum().item() if self._first_loss_pending else 0.0
-        if self._first_loss_pending and model.training and weight > 0:  # a micro-batch's part of the step's mean
+        looks = self._first_loss_pending and model.training and not self.left_out
+        if looks and weight > 0:  # a micro-batch's part of the step's mean
             self._first_loss_pending = False
             if self.state.global_step == 0 and self._recipe.adapter.dropout == 0:
                 value = (loss[0] if isinstance(loss, tuple) else loss).item() / weight

@@ -139,6 +139,7 @@ class PlannedTrainer(ReferencePass):
 
     batching: Batching
     tallies: dict[str, Tally]
+    train_sampler: MicroBatchSampler
 
     def create_accelerator_and_postprocess(self) -> None:
         """Creates the accelerator as Trainer does."""
@@ -167,7 +168,8 @@ class PlannedTrainer(ReferencePass):
 
     def get_train_dataloader(self) -> DataLoader:
         """Returns this process's part of the plan."""
-        return self._loader(self.train_dataset, self.train_plan())
+        self.train_sampler = MicroBatchSampler(self.train_plan())
+        return self._loader(self.train_dataset, self.train_sampler)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Returns this process's part of an evaluation: prompt by prompt, no pair twice."""
@@ -178,7 +180,8 @@ class PlannedTrainer(ReferencePass):
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """Returns this process's part of a prediction, as of an evaluation."""
-        return self._loader(test_dataset, self._in_order(test_dataset, self.args.per_device_eval_batch_size))
+        plan = self._in_order(test_dataset, self.args.per_device_eval_batch_size)
+        return self._loader(test_dataset, MicroBatchSampler(plan))
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates; what an earlier prediction left in the metrics, which are not logged, is dropped."""
@@ -206,6 +209,11 @@ class PlannedTrainer(ReferencePass):
             means["num_tokens"] = self._total_train_tokens
             self._metrics[mode].update({key: [value] for key, value in means.items()})
         super().log(logs, start_time)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # In an epoch that is resumed inside, Trainer's wrappers hide the sampler from its own set_epoch.
+        self.train_sampler.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         inputs = dict(inputs)
@@ -262,12 +270,12 @@ class PlannedTrainer(ReferencePass):
         world = self.accelerator.num_processes
         return PairPlan(pair_tokens(rows), Shape(batch_size * world, world, 1, by_tokens=False), seed=None)
 
-    def _loader(self, rows: Any, plan: PairPlan) -> DataLoader:
+    def _loader(self, rows: Any, sampler: MicroBatchSampler) -> DataLoader:
         args = self.args
         self.accelerator.even_batches = False  # the plan is even; Accelerate would repeat pairs
         loader = DataLoader(
             PlannedRows(rows),
-            batch_sampler=MicroBatchSampler(plan),
+            batch_sampler=sampler,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,

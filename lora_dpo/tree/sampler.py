@@ -145,6 +145,18 @@ class PairPlan:
         """Returns the epoch's micro-batches, step by step, process by process within each accumulation step."""
         return [part for step in self.steps(epoch) for part in self._cut(step)]
 
+    def micro_batch(self, step: int, place: int, rank: int) -> list[Weighted]:
+        """Returns one micro-batch of one process.
+
+        Args:
+            step: Optimizer step, counted from 0 over all epochs.
+            place: Which of the process's micro-batches in this step.
+            rank: The process.
+        """
+        epoch, inside = divmod(step, self.steps_per_epoch)
+        before = inside * self._shape.micro_batches + place * self._shape.world_size
+        return self.micro_batches(epoch)[before + rank]
+
     @property
     def micro_batches_per_epoch(self) -> int:
         """Micro-batches of an epoch, over all processes."""
@@ -206,7 +218,7 @@ class MicroBatchSampler(Sampler[list[Weighted]]):
     drop_last = False
 
     def __init__(self, plan: PairPlan) -> None:
-        self._plan = plan
+        self.plan = plan
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -214,10 +226,10 @@ class MicroBatchSampler(Sampler[list[Weighted]]):
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[list[Weighted]]:
-        yield from self._plan.micro_batches(self._epoch)
+        yield from self.plan.micro_batches(self._epoch)
 
     def __len__(self) -> int:
-        return self._plan.micro_batches_per_epoch
+        return self.plan.micro_batches_per_epoch
 
 
 class PlannedRows(Dataset):

@@ -20,7 +20,17 @@ class Tally:
         mean, count = (torch.as_tensor(part, dtype=torch.float64, device=device) for part in (mean, count))
         # The mean of nothing is often 0 / 0. Detached: a sum would keep the graphs of all that was added to it.
         total = torch.stack([torch.where(count > 0, mean * count, 0.0), count]).detach()
-        self._totals[name] = self._totals[name] + total if name in self._totals else total
+        self._totals[name] = self._totals[name].to(total.device) + total if name in self._totals else total
+
+    def totals(self) -> dict[str, Tensor]:
+        """Returns the sum and the count of each name, (2,) float64 on the CPU, as `add_totals` takes them."""
+        return {name: total.cpu() for name, total in self._totals.items()}
+
+    def add_totals(self, totals: dict[str, Tensor]) -> None:
+        """Adds what another tally, or an earlier process, has counted."""
+        for name, total in totals.items():
+            known = self._totals.get(name)
+            self._totals[name] = total.clone() if known is None else known + total.to(known.device)
 
     def means(self, reduce: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], dict[str, float]]:
         """Returns means and counts over all processes; every process must have added the same names.

@@ -1,16 +1,12 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from lora_dpo.cluster.launch import Launch, plan_launch, run_launch
+from lora_dpo.cluster.launch import plan_launch
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.schema import Recipe
 from tests.process import ROOT
@@ -180,59 +176,3 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_anything_starts(gpus) -
     gpus(1)
     with pytest.raises(UserError, match="micro_batch_size 3 x 1 process does not divide"):
         plan_launch(recipe(micro=3), ARGUMENTS)
-
-
-@pytest.fixture
-def from_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-
-
-@pytest.mark.slow
-def test_the_exit_code_is_the_training_s_own(from_checkout, tmp_path, monkeypatch, capfd) -> None:
-    """`accelerate launch` itself ends with 1 whatever happened."""
-    monkeypatch.chdir(tmp_path)
-    Path("bad.yaml").write_text("model: {name: m}\nrun: {name: r}\ntrain: {epoch: 2}\n", encoding="utf-8")
-    launch = plan_launch(recipe("single"), ["bad.yaml"])
-    assert subprocess.run(launch.command, capture_output=True, check=False).returncode == 1
-    assert run_launch(launch) == 2
-    errors = capfd.readouterr().err
-    assert "Error: bad.yaml:3: unknown key 'train.epoch'. Did you mean 'train.epochs'?" in errors
-    assert "Traceback" not in errors
-    assert [file.name for file in tmp_path.iterdir()] == ["bad.yaml"]
-
-
-@pytest.mark.parametrize("code", [0, 1, 7])
-def test_a_code_that_is_in_no_file_is_the_process_s_own(code: int) -> None:
-    assert run_launch(Launch("single", 1, [sys.executable, "-c", f"raise SystemExit({code})"])) == code
-
-
-def test_ctrl_c_is_left_to_the_training_and_the_handler_comes_back() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    child = "import os, signal; os.kill(os.getppid(), signal.SIGINT); raise SystemExit(5)"
-    started = time.monotonic()
-    assert run_launch(Launch("single", 1, [sys.executable, "-c", child])) == 5
-    assert time.monotonic() - started < 30
-    assert signal.getsignal(signal.SIGINT) is before
-    assert "LORA_DPO_EXIT_CODE_FILE" not in os.environ
-
-
-@pytest.mark.slow
-def test_terminating_the_launcher_ends_the_training_below_it(tiny_models, tmp_path: Path) -> None:
-    words = [
-        "dpo",
-        "quickstart",
-        f"model.name={tiny_models('gpt2')}",
-        f"run.folder={tmp_path}",
-        "train.max_steps=100000",
-    ]
-    process = subprocess.Popen([sys.executable, "-m", "lora_dpo", *words], cwd=ROOT, stderr=subprocess.DEVNULL)
-    metrics = tmp_path / "quickstart" / "metrics.jsonl"
-    while not metrics.exists():
-        assert process.poll() is None
-        time.sleep(0.2)
-    below = psutil.Process(process.pid).children(recursive=True)
-    assert any("lora_dpo.dpo" in child.cmdline() for child in below)
-    process.terminate()
-    assert process.wait() != 0
-    assert psutil.wait_procs(below, timeout=60)[1] == []

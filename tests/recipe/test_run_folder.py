@@ -20,6 +20,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
+def with_resume(of: Recipe, resume: str) -> Recipe:
+    return of.model_copy(update={"run": of.run.model_copy(update={"resume": resume})})
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     """Returns a run that has just been created."""
@@ -46,7 +50,7 @@ def test_a_new_run_holds_its_resolved_recipe_and_nothing_else(run: RunFolder, tm
 
 
 def test_naming_a_run_creates_nothing(tmp_path: Path) -> None:
-    RunFolder.of(recipe(tmp_path / "runs")).check_free(overwrite=False)
+    RunFolder.of(recipe(tmp_path / "runs")).check_free(recipe(tmp_path / "runs"), overwrite=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -61,15 +65,35 @@ def test_a_run_is_not_overwritten_unless_asked(run: RunFolder, tmp_path: Path, c
         finish(run)
     before = contents(run.path)
     state = "a finished run" if complete else "an unfinished run"
-    for attempt in (
-        lambda: run.check_free(overwrite=False),
-        lambda: run.create(recipe(tmp_path, epochs=9), overwrite=False),
-    ):
+    again = recipe(tmp_path) if complete else with_resume(recipe(tmp_path), "never")
+    for attempt in (run.check_free, run.create):
         with pytest.raises(UserError, match=f"holds {state}, which is never overwritten by accident") as caught:
-            attempt()
+            attempt(again, overwrite=False)
         assert "run.name=NAME" in caught.value.fix
         assert "--overwrite" in caught.value.fix
     assert contents(run.path) == before
+
+
+def test_an_unfinished_run_goes_on_with_the_same_recipe_only(run: RunFolder, tmp_path: Path) -> None:
+    before = contents(run.path)
+    run.check_free(recipe(tmp_path, save_steps=5), overwrite=False)  # says nothing about the model
+    with pytest.raises(UserError, match="holds an unfinished run of another recipe") as caught:
+        run.check_free(recipe(tmp_path, epochs=9), overwrite=False)
+    assert caught.value.why == "train.epochs: 1.0 -> 9.0"
+    assert "--overwrite" in caught.value.fix
+    assert contents(run.path) == before
+
+
+def test_reopening_keeps_what_is_there_and_writes_the_recipe_of_now(run: RunFolder, tmp_path: Path) -> None:
+    write_text(run.metrics, "of the first process")
+    write_json(run.stopped, {"reason": "SIGTERM"})
+    lock = run.reopen(recipe(tmp_path, save_steps=5))
+    assert run.load_recipe().train.save_steps == 5
+    assert run.metrics.read_text(encoding="utf-8") == "of the first process"
+    assert not run.stopped.exists()
+    with pytest.raises(UserError, match="Another process is writing"):
+        run.reopen(recipe(tmp_path))
+    lock.release()
 
 
 def test_overwriting_removes_every_trace_of_the_run_but_not_what_was_put_beside(run: RunFolder, tmp_path: Path) -> None:
@@ -124,7 +148,7 @@ def test_a_file_in_the_way_stays(tmp_path: Path, in_the_way: str) -> None:
 def test_a_dangling_link_in_the_way_is_said_before_anything_is_trained(tmp_path: Path) -> None:
     (tmp_path / "first").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match="first is a file, so"):
-        RunFolder.of(recipe(tmp_path)).check_free(overwrite=False)
+        RunFolder.of(recipe(tmp_path)).check_free(recipe(tmp_path), overwrite=False)
 
 
 def test_a_folder_that_may_not_be_written_is_said_before_anything_is_trained(tmp_path: Path) -> None:
@@ -135,7 +159,7 @@ def test_a_folder_that_may_not_be_written_is_said_before_anything_is_trained(tmp
         locked.chmod(0o555)
     try:
         with pytest.raises(UserError, match=f"{locked} may not be written to"):
-            RunFolder.of(recipe(locked / "runs")).check_free(overwrite=False)
+            RunFolder.of(recipe(locked / "runs")).check_free(recipe(locked / "runs"), overwrite=False)
     finally:
         if mount.returncode:
             locked.chmod(0o755)

@@ -1,0 +1,73 @@
+"""Runs a launch, passes on what asks it to stop, and returns the exit code of the training itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+import psutil
+
+from lora_dpo.cluster.launch import Launch
+from lora_dpo.console import EXIT_CODE_FILE, note
+from lora_dpo.recipe.run_folder import RunFolder, write_text
+
+_SIGNALS = {
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGUSR1: "SIGUSR1",
+    signal.SIGHUP: "SIGHUP",
+}
+
+
+def run_launch(launch: Launch, run: RunFolder | None) -> int:
+    """Runs the command to its end.
+
+    A launcher answers a signal by ending its processes within seconds, whatever they are doing. So it gets none: it
+    runs in a session of its own, and the first signal becomes the run's stop file, which the training looks for after
+    each step. A second one, or one before there is a run folder, ends the processes at once.
+
+    Args:
+        launch: The command.
+        run: The run folder that it writes; None where it writes none.
+
+    Returns:
+        The training's own exit code, which it leaves in a file: `accelerate launch` turns every failure into 1.
+    """
+    if run is not None:
+        run.stop_file.unlink(missing_ok=True)  # it was meant for an earlier process
+    with tempfile.TemporaryDirectory(prefix="lora-dpo-") as folder:
+        code_file = Path(folder) / "exit_code"
+        environment = {**os.environ, EXIT_CODE_FILE: str(code_file)}
+        process = subprocess.Popen(launch.command, env=environment, start_new_session=True)
+        asked = False
+
+        def pass_on(number: int, frame: object) -> None:
+            nonlocal asked
+            if asked or run is None or not run.is_run or run.is_complete:
+                _terminate(process)
+                return
+            asked = True
+            write_text(run.stop_file, _SIGNALS[signal.Signals(number)])
+            note("Asked the training to save and leave after this step; a second signal ends it at once.")
+
+        before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+        try:
+            code = process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        own_code = code_file.read_text(encoding="ascii") if code_file.is_file() else ""
+        return int(own_code) if own_code.isdigit() else code
+
+
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    """Ends the launcher and the trainings below it, which it would leave behind."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        launcher = psutil.Process(process.pid)
+        for child in [*launcher.children(recursive=True), launcher]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.terminate()

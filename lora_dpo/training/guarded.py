@@ -1,0 +1,139 @@
+"""A training that notices what goes wrong inside of it: a hang, a loss that is no number, sums in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from rich.text import Text
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from lora_dpo.console import err
+from lora_dpo.data.chat import TokenisedPair
+from lora_dpo.errors import UserError
+from lora_dpo.training.agreement import largest
+from lora_dpo.training.finite import FiniteCheck, GradientGate
+from lora_dpo.training.hang import HangWatch
+from lora_dpo.training.reduction import leave_gradients_alone, mean_gradients
+
+_PAIRS_SHOWN = 8
+
+
+class GuardedTrainer:
+    """What goes in front of a `PlannedTrainer`. `guard` must have been called before `train`."""
+
+    _hang: HangWatch | None = None
+    _gate: GradientGate | None = None
+    _flat_gradients = False
+
+    def guard(self, pairs: Sequence[TokenisedPair], *, hang_seconds: float, skip: bool, adapter: bool) -> None:
+        """Sets the guards up.
+
+        Args:
+            pairs: The training pairs, in the data set's order.
+            hang_seconds: The longest that a micro-batch may take.
+            skip: Leave a micro-batch whose loss is no number out, instead of stopping.
+            adapter: The trained weights are few, so that they may be summed over processes in one piece.
+        """
+        self._guarded_pairs = pairs
+        self._hang = HangWatch(hang_seconds)
+        self._finite = FiniteCheck()
+        self._sum_in_one_piece = adapter
+        if skip:
+            self._gate = GradientGate(p for p in self.model.parameters() if p.requires_grad)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains under watch."""
+        with self._hang.watching() if self._hang else nullcontext():
+            return super().train(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes a micro-batch's gradients; after a step's last one they are the mean over the processes."""
+        if self._hang:
+            self._hang.beat()
+        loss = super().training_step(*args, **kwargs)
+        if self._flat_gradients and self.accelerator.sync_gradients:
+            mean_gradients(p for p in self.model.parameters() if p.requires_grad)
+        return loss
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates a micro-batch."""
+        if self._hang:
+            self._hang.beat()
+        return super().prediction_step(*args, **kwargs)
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Computes TRL's loss and looks at it."""
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        if not (model.training and self._hang):
+            return result
+        loss, *others = result if isinstance(result, tuple) else (result,)
+        if self._gate is not None:
+            loss = self._let_through(loss)
+        self._finite.see_loss(loss)
+        return (loss, *others) if isinstance(result, tuple) else loss
+
+    @property
+    def left_out(self) -> bool:
+        """Whether the micro-batch just computed is left out of the gradient."""
+        return self._gate is not None and self._gate.closed
+
+    def _let_through(self, loss: Tensor) -> Tensor:
+        self._gate.closed = not bool(loss.isfinite().all())
+        if not self._gate.closed:
+            return loss
+        step = self.state.global_step
+        names = self._names(self._finite.seen, step)
+        err.print(Text(f"Step {step + 1} leaves out, since their loss is no number: {names}"), soft_wrap=True)
+        return loss.nan_to_num(0.0, 0.0, 0.0)  # its gradient would still be none: the gate stops it
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if self._hang and norm is not None and not self.args.fp16:  # fp16 overflows now and then; its scaler knows
+            self._finite.see_gradient_norm(norm)
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self._hang:
+            self._check_finite()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self._hang.paused() if self._hang else nullcontext():  # a large model may take its time
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _check_finite(self) -> None:
+        bad_losses, bad_gradient = self._finite.end_step()
+        loss, gradient = largest(int(bool(bad_losses)), int(bad_gradient))
+        if not (loss or gradient):
+            return
+        step = self.state.global_step
+        culprits = gather_object([self._names(place, step - 1) for place in bad_losses])
+        if not self.is_world_process_zero():
+            raise SystemExit(UserError.exit_code)  # the first process says it for all
+        what = "loss" if loss else "gradient"
+        raise UserError(
+            f"The {what} became no number at step {step}.",
+            why=f"It was made by {'; '.join(culprits)}." if culprits else "Every loss of the step was one.",
+            fix="Nothing of this step was saved. Look at these pairs, take a smaller train.learning_rate or another "
+            "model.dtype; or go on from the last checkpoint without such micro-batches: train.on_nan=skip.",
+        )
+
+    def _names(self, place: int, step: int) -> str:
+        """Returns where the pairs of one of this process's micro-batches come from."""
+        plan = self.train_sampler.plan
+        indices = [pair.index for pair in plan.micro_batch(step, place, self.args.process_index)]
+        names = [self._guarded_pairs[index].pair.origin for index in indices]
+        more = f" and {len(names) - _PAIRS_SHOWN} more" if len(names) > _PAIRS_SHOWN else ""
+        return "; ".join(names[:_PAIRS_SHOWN]) + more
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        model, loader = super()._prepare_for_training(*args, **kwargs)
+        if self._hang and self._sum_in_one_piece and isinstance(model, DistributedDataParallel):
+            leave_gradients_alone(model)
+            self._flat_gradients = True
+        return model, loader

@@ -1,0 +1,146 @@
+"""Where a run goes on: which checkpoint, whether it is of this recipe and data, and what the run folder keeps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from lora_dpo.console import note
+from lora_dpo.errors import UserError, did_you_mean
+from lora_dpo.recipe.meaning import changed_meaning
+from lora_dpo.recipe.run_folder import RunFolder, write_json
+from lora_dpo.recipe.schema import Recipe
+from lora_dpo.training.checkpoints import Checkpoint, Checkpoints, read
+
+
+def find_start(recipe: Recipe, run: RunFolder, data: dict[str, str], *, overwrite: bool) -> Checkpoint | None:
+    """Returns the checkpoint that the run goes on from, or None for the beginning.
+
+    Args:
+        recipe: The recipe; `run.resume` says where to look.
+        run: The run folder.
+        data: Hash of each split's pairs.
+        overwrite: An earlier run of this name is to be replaced.
+
+    Raises:
+        UserError: The checkpoint asked for is not whole, or is of another recipe or other data.
+    """
+    if recipe.run.resume not in ("auto", "never"):
+        start = _asked_for(recipe, run, overwrite=overwrite)
+    elif recipe.run.resume == "never" or overwrite or not run.is_run:
+        return None
+    else:
+        start = _newest(run)
+    if start is not None:
+        _check_same(start, recipe, data)
+    return start
+
+
+def _asked_for(recipe: Recipe, run: RunFolder, *, overwrite: bool) -> Checkpoint:
+    path = Path(recipe.run.resume).expanduser()
+    if not path.is_dir():
+        beside = [str(folder) for folder in path.parent.glob("step-*")]
+        raise UserError(
+            f"run.resume is {recipe.run.resume}, which is no folder.",
+            fix=did_you_mean(recipe.run.resume, ["auto", "never", *beside]),
+        )
+    start = read(path)
+    if (damage := start.damage()) is not None:
+        raise UserError(f"{start.path} is damaged: {damage}.", fix="Use another one: run.resume=PATH, or auto.")
+    if overwrite and _is_own(start, run):
+        raise UserError(
+            f"--overwrite would remove {start.path}, which run.resume names.", fix="Leave --overwrite out to go on."
+        )
+    return start
+
+
+def _newest(run: RunFolder) -> Checkpoint | None:
+    start, damaged = Checkpoints(run.checkpoints).newest()
+    for line in damaged:
+        note(f"Passed over: {line}.")
+    if start is None:
+        note(f"{run.path} has no whole checkpoint: it begins again.")
+    return start
+
+
+def _check_same(start: Checkpoint, recipe: Recipe, data: dict[str, str]) -> None:
+    if changed := changed_meaning(Recipe.model_validate(start.about.recipe), recipe):
+        raise UserError(
+            f"{start.path} is of another recipe.",
+            why="\n".join(changed),
+            fix="Take the old values to go on, or begin anew under another run.name.",
+        )
+    other = [split for split, digest in start.about.data.items() if data.get(split) != digest]
+    if other:
+        raise UserError(
+            f"{start.path} was trained on other data.",
+            why=f"The pairs of {', '.join(other)} have changed since.",
+            fix="Put the data back to go on, or begin anew under another run.name.",
+        )
+
+
+def _is_own(start: Checkpoint, run: RunFolder) -> bool:
+    return start.path.resolve().parent == run.checkpoints.resolve()
+
+
+def open_run(recipe: Recipe, run: RunFolder, start: Checkpoint | None, *, overwrite: bool) -> FileLock:
+    """Makes the run folder, or opens it again; metrics.jsonl then ends where the checkpoint was written.
+
+    Returns:
+        The lock that this process holds on the folder until it ends.
+
+    Raises:
+        UserError: Something is here already and may not be replaced, or another process writes here.
+    """
+    if start is None:
+        return run.create(recipe, overwrite=overwrite)
+    if _is_own(start, run):
+        lock = run.reopen(recipe)
+    else:
+        lock = run.create(recipe, overwrite=overwrite)
+        metrics = RunFolder(start.path.parent.parent).metrics
+        if metrics.is_file():
+            shutil.copyfile(metrics, run.metrics)
+    _cut(run.metrics, start.about.metrics_bytes)
+    return lock
+
+
+def _cut(metrics: Path, size: int) -> None:
+    found = metrics.stat().st_size if metrics.is_file() else 0
+    if found < size:
+        note(f"{metrics} has {found} of the {size} bytes that it had at the checkpoint, so earlier steps are missing.")
+    elif found > size:
+        with metrics.open("r+b") as file:
+            file.truncate(size)
+
+
+def write_provenance(run: RunFolder, now: dict[str, Any], start: Checkpoint | None) -> None:
+    """Writes what the run is made of; for one that goes on, adds to what was written at its beginning.
+
+    Args:
+        run: The run folder.
+        now: This process's `provenance`.
+        start: The checkpoint that it goes on from, if any.
+
+    Raises:
+        UserError: The base model's weights are not those of the beginning.
+    """
+    if start is None or not run.provenance.is_file():
+        write_json(run.provenance, now)
+        return
+    first = json.loads(run.provenance.read_text(encoding="utf-8"))
+    if first["model"]["weights_sha256"] != now["model"]["weights_sha256"]:
+        raise UserError(
+            f"The weights of {now['model']['name']} have changed since this run began.",
+            why="Its adapter would go on above another model.",
+            fix="Set model.revision to the one of the beginning, or begin anew under another run.name.",
+        )
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    same = ("model", "data", "seed", "schema_version")
+    again = {"step": start.about.step, "at": at, **{key: value for key, value in now.items() if key not in same}}
+    write_json(run.provenance, {**first, "resumed": [*first.get("resumed", []), again]})

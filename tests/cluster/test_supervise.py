@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lora_dpo.cluster.launch import Launch, plan_launch
+from lora_dpo.cluster.supervise import run_launch
+from lora_dpo.recipe.run_folder import RunFolder
+from lora_dpo.recipe.schema import Recipe
+from tests.process import ROOT
+
+RECIPE = Recipe.model_validate({"model": {"name": "m"}, "run": {"name": "r"}, "train": {"strategy": "single"}})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+@pytest.fixture
+def from_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.mark.slow
+def test_the_exit_code_is_the_training_s_own(from_checkout, tmp_path, monkeypatch, capfd) -> None:
+    """`accelerate launch` itself ends with 1 whatever happened."""
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text("model: {name: m}\nrun: {name: r}\ntrain: {epoch: 2}\n", encoding="utf-8")
+    launch = plan_launch(RECIPE, ["bad.yaml"])
+    assert subprocess.run(launch.command, capture_output=True, check=False).returncode == 1
+    assert run_launch(launch, RunFolder(tmp_path / "run")) == 2
+    errors = capfd.readouterr().err
+    assert "Error: bad.yaml:3: unknown key 'train.epoch'. Did you mean 'train.epochs'?" in errors
+    assert "Traceback" not in errors
+    assert [file.name for file in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+@pytest.mark.parametrize("code", [0, 1, 7])
+def test_a_code_that_is_in_no_file_is_the_process_s_own(code: int, run: RunFolder) -> None:
+    assert run_launch(Launch("single", 1, [sys.executable, "-c", f"raise SystemExit({code})"]), run) == code
+
+
+SIGNAL_AND_WAIT = """
+import os, signal, sys, time
+from pathlib import Path
+os.kill(os.getppid(), signal.{name})
+deadline = time.monotonic() + 60
+while not Path(sys.argv[1]).exists() and time.monotonic() < deadline:
+    time.sleep(0.05)
+raise SystemExit(5 if Path(sys.argv[1]).read_text() == "{reason}" else 6)
+"""
+
+
+@pytest.mark.parametrize(("name", "reason"), [("SIGINT", "Ctrl-C"), ("SIGTERM", "SIGTERM"), ("SIGUSR1", "SIGUSR1")])
+def test_the_first_signal_becomes_the_stop_file_and_the_handlers_come_back(
+    name: str, reason: str, run: RunFolder
+) -> None:
+    run.create(RECIPE, overwrite=False)
+    before = signal.getsignal(signal.SIGINT)
+    child = [sys.executable, "-c", SIGNAL_AND_WAIT.format(name=name, reason=reason), str(run.stop_file)]
+    assert run_launch(Launch("single", 1, child), run) == 5
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "LORA_DPO_EXIT_CODE_FILE" not in os.environ
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_second_signal_or_one_before_there_is_a_run_ends_the_training(known: bool, run: RunFolder) -> None:
+    if known:
+        run.create(RECIPE, overwrite=False)
+        run.stop_file.write_text("of an earlier process", encoding="utf-8")  # is taken away
+    child = "import os, signal, time\n" + (1 + known) * "os.kill(os.getppid(), signal.SIGTERM); time.sleep(1)\n"
+    assert run_launch(Launch("single", 1, [sys.executable, "-c", child + "time.sleep(100)"]), run) == -signal.SIGTERM
+    assert run.stop_file.exists() == known
+
+
+def test_a_run_that_stopped_in_order_says_so_by_its_code(run: RunFolder) -> None:
+    child = "import os; open(os.environ['LORA_DPO_EXIT_CODE_FILE'], 'w').write('85')"
+    assert run_launch(Launch("single", 1, [sys.executable, "-c", child]), run) == 85
+
+
+@pytest.mark.slow
+def test_a_signal_stops_the_training_in_order_and_the_same_command_goes_on(tiny_models, tmp_path: Path) -> None:
+    words = ["dpo", "quickstart", f"model.name={tiny_models('gpt2')}", f"run.folder={tmp_path}"]
+    command = [sys.executable, "-m", "lora_dpo", *words, "train.epochs=50", "evaluation.samples=1"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    run = RunFolder(tmp_path / "quickstart")
+    while not run.metrics.exists():
+        assert process.poll() is None
+        time.sleep(0.2)
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert any("lora_dpo.dpo" in child.cmdline() for child in below)
+    process.terminate()
+    _, said = process.communicate()
+    assert process.returncode == 85
+    assert psutil.wait_procs(below, timeout=60)[1] == []
+    stopped = json.loads(run.stopped.read_text(encoding="utf-8"))
+    assert stopped["reason"] == "SIGTERM"
+    assert f"Stopped by SIGTERM, after step {stopped['step']} of {stopped['max_steps']}." in said
+    assert said.splitlines()[-1].startswith("Go on with: lora-dpo dpo quickstart model.name=")
+    assert not run.stop_file.exists()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"Going on from {run.checkpoints}/step-{stopped['step']}, after step {stopped['step']} of" in again.stderr
+    assert not run.stopped.exists()
