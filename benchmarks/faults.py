@@ -74,7 +74,7 @@ def _soak(plan: list[tuple[str, str]], folder: Path, seed: int) -> list[Round]:
         mode = MODES[name]
         if name not in undisturbed:
             plain = SmallRun(folder / f"plain-{name}", models[mode.architecture])
-            first = plain.start(mode.world, *mode.words)
+            first = plain.start(mode)
             if first.returncode:
                 raise RuntimeError(f"the undisturbed run of {name} failed:\n{first.stderr}")
             undisturbed[name] = plain.outcome()

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from lora_dpo.training.resume import find_start, open_run, write_provenance
 from lora_dpo.training.saving import save_policy
 from lora_dpo.training.stopping import Deadline, Stopped, StopRequests
 from lora_dpo.training.trainer import PreferenceTrainer
+from lora_dpo.training.zero3 import forget_order_of_passes
 
 
 def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
@@ -138,6 +140,7 @@ def _evaluate(setting: Setting, trainer: PreferenceTrainer) -> Report:
     policies = Policies(
         trained=trainer.accelerator.unwrap_model(trainer.model),
         base=trainer.accelerator.unwrap_model(trainer.ref_model) if trainer.ref_model is not None else None,
+        settle=partial(forget_order_of_passes, trainer.model_wrapped, trainer.ref_model),
     )
     test = setting.prepared.splits["test"]
     note(f"Comparing before and after on {len(test)} held-out pairs.")

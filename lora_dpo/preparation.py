@@ -15,7 +15,7 @@ from lora_dpo.console import err, is_main_process
 from lora_dpo.data.build import Prepared, prepare
 from lora_dpo.errors import UserError
 from lora_dpo.model.adapter import continue_adapter, lora_config
-from lora_dpo.model.base import load_model, load_tokenizer
+from lora_dpo.model.base import load_model, load_tokenizer, resolve
 from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.schema import ModelSection, Recipe
 from lora_dpo.training.arguments import training_arguments
@@ -108,6 +108,7 @@ def load(setting: Setting, arguments: DPOConfig, world: World, start: Checkpoint
     if recipe.adapter.method == "full" and start is not None:  # its weights are in no adapter that is loaded later
         section = section.model_copy(update={"name": str(start.path), "revision": None})
     model = load_model(section, four_bit=recipe.adapter.method == "qlora")
+    model.config._name_or_path = resolve(recipe.model)  # what the run began with, whatever was loaded
     _check_positions(setting, model)
     peft_config = None
     if recipe.adapter.init_from is not None:

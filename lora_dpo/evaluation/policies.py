@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -19,15 +19,18 @@ class Policies:
     Args:
         trained: The trained model, with its adapter if it has one.
         base: The model before, where the whole model was trained; None where switching the adapter off gives it.
+        settle: Called before each kind of pass.
     """
 
     trained: PreTrainedModel | PeftModel
     base: PreTrainedModel | None = None
+    settle: Callable[[], None] = lambda: None
 
     @contextmanager
     def before(self) -> Iterator[torch.nn.Module]:
         """Yields the model that the training started from: its adapter off, or the adapter that was continued."""
         start = "ref" if isinstance(self.trained, PeftModel) and "ref" in self.trained.peft_config else None
+        self.settle()
         adapter_off = nullcontext() if self.base is not None else use_adapter(self.trained, start)
         with _evaluating(self.base or self.trained) as model, adapter_off:
             yield model
@@ -35,6 +38,7 @@ class Policies:
     @contextmanager
     def after(self) -> Iterator[torch.nn.Module]:
         """Yields the trained model."""
+        self.settle()
         with _evaluating(self.trained) as model:
             yield model
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType
+from peft import PeftModel
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from lora_dpo.console import note
@@ -188,11 +189,19 @@ class ResumableTrainer:
         start = self._start
         if start is None or self._fits(start):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if self.is_deepspeed_enabled:  # before the engine makes its own copies of the weights
+        if self.is_deepspeed_enabled and isinstance(self.model, PeftModel):  # before the engine copies the weights
             load_trained(self.model, start.path)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         self._go_on_with_schedule(torch.load(start.path / SCHEDULER_NAME, weights_only=True))
         return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        trained = self.accelerator.unwrap_model(self.model)
+        if self.is_fsdp_enabled and isinstance(trained, PeftModel):
+            # Accelerate gives FSDP2 the adapter alone, whole, and PyTorch then trips over the frozen weights.
+            load_trained(trained, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _go_on_with_schedule(self, state: dict[str, Any]) -> None:
         """Moves the schedule on; DeepSpeed keeps another number of parameter groups, so its lists do not fit."""

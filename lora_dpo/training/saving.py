@@ -52,7 +52,7 @@ def save_policy(trainer: DPOTrainer, folder: Path, tokenizer: PreTrainedTokenize
         RuntimeError: The file does not hold what was trained.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    expected, state = measure(model), _gather(_trained(model))
+    expected, state = measure(model), _gather(trained_tensors(model))
     if not trainer.is_world_process_zero():
         return
     # A continued adapter has a frozen copy of itself beside it, named `ref`.
@@ -71,7 +71,7 @@ def measure(model: PreTrainedModel | PeftModel) -> dict[str, Measure]:
     Returns:
         Shape and norm of each tensor, by its name in the file.
     """
-    tensors = _trained(model)
+    tensors = trained_tensors(model)
     device = PartialState().device
     squares = torch.stack([_square_here(tensor).to(device) for tensor in tensors.values()])
     if torch.distributed.is_initialized():
@@ -79,7 +79,7 @@ def measure(model: PreTrainedModel | PeftModel) -> dict[str, Measure]:
         summed = squares * divided
         torch.distributed.all_reduce(summed)
         squares = torch.where(divided, summed, squares)
-    names = _names_in_file(model, tensors)
+    names = names_in_file(model, tensors)
     norms = squares.sqrt().tolist()
     return {names[name]: Measure(_shape(tensors[name]), norm) for name, norm in zip(tensors, norms, strict=True)}
 
@@ -113,7 +113,7 @@ def check_saved(folder: Path, expected: Mapping[str, Measure]) -> None:
         )
 
 
-def _trained(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
+def trained_tensors(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
     """Returns the live tensors that belong into the file; of tied ones the first."""
     tensors: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -122,7 +122,7 @@ def _trained(model: PreTrainedModel | PeftModel) -> dict[str, Tensor]:
     return dict(tensors.values())
 
 
-def _names_in_file(model: PreTrainedModel | PeftModel, names: Iterable[str]) -> dict[str, str]:
+def names_in_file(model: PreTrainedModel | PeftModel, names: Iterable[str]) -> dict[str, str]:
     """Returns each tensor's name in the file; PEFT is asked for the names that it will write."""
     names = list(names)
     if not isinstance(model, PeftModel):

@@ -1,28 +1,37 @@
-"""Trained weights from a checkpoint into a model that waits to be divided."""
+"""Trained weights from a checkpoint into a live model, however that is divided."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
-from transformers import PreTrainedModel
+import torch
+from peft import PeftModel, load_peft_weights
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lora_dpo.training.saving import names_in_file, trained_tensors
 
 
-def load_trained(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """Puts a checkpoint's adapter into the model; a model that was trained whole is loaded from the folder instead.
+def load_trained(model: PeftModel, folder: Path) -> None:
+    """Puts a checkpoint's adapter into the model. Every rank must call it.
 
     Args:
-        model: The model, whose weights ZeRO-3 may have divided already.
-        folder: A checkpoint.
+        model: The unwrapped model, whole or divided by ZeRO-3 or FSDP2.
+        folder: The checkpoint.
     """
-    if not isinstance(model, PeftModel):
-        return
-    trained = [parameter for name, parameter in model.named_parameters() if parameter.requires_grad]
-    whole = nullcontext()
-    if any(hasattr(parameter, "ds_id") for parameter in trained):
-        import deepspeed
+    tensors, values = trained_tensors(model), load_peft_weights(str(folder), device="cpu")
+    for name, key in names_in_file(model, tensors).items():
+        _fill(tensors[name], values[key])
 
-        whole = deepspeed.zero.GatheredParameters(trained, modifier_rank=0)
-    with whole:
-        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"), "default")
+
+@torch.no_grad()
+def _fill(tensor: Tensor, value: Tensor) -> None:
+    if hasattr(tensor, "ds_id"):
+        from deepspeed import zero
+
+        with zero.GatheredParameters([tensor], modifier_rank=0):
+            tensor.copy_(value)
+    elif isinstance(tensor, DTensor):
+        tensor.copy_(distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements))
+    else:
+        tensor.copy_(value)

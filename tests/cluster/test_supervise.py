@@ -91,7 +91,7 @@ def test_a_run_that_stopped_in_order_says_so_by_its_code(run: RunFolder) -> None
 @pytest.mark.slow
 def test_a_signal_stops_the_training_in_order_and_the_same_command_goes_on(tiny_models, tmp_path: Path) -> None:
     words = ["dpo", "quickstart", f"model.name={tiny_models('gpt2')}", f"run.folder={tmp_path}"]
-    command = [sys.executable, "-m", "lora_dpo", *words, "train.epochs=50", "evaluation.samples=1"]
+    command = [sys.executable, "-m", "lora_dpo", *words, "train.epochs=5", "evaluation.samples=1"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     run = RunFolder(tmp_path / "quickstart")
     while not run.metrics.exists():

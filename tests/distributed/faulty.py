@@ -31,8 +31,11 @@ def main() -> None:
     rank = int(os.environ.get("RANK", "0"))
     if fault and rank in fault.get("ranks", [rank]):
         MOMENTS[fault["at"]](fault["kind"], fault.get("number", 0))
+    from lora_dpo import preparation
     from lora_dpo.dpo import main as train
+    from tests.distributed.train_small import as_on_gpus
 
+    before(preparation, "check_world", lambda *args: as_on_gpus())
     train(sys.argv[1:])
 
 

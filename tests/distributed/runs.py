@@ -28,20 +28,33 @@ class Mode:
     Attributes:
         architecture: Of the tiny model.
         world: Processes.
+        config: File of accelerate_configs/ that starts them.
         words: Overrides of the recipe.
     """
 
     architecture: str
-    world: int
+    world: int = 1
+    config: str = "single"
     words: tuple[str, ...] = ()
 
+    @property
+    def launcher(self) -> list[str]:
+        """Words after `python` that start the processes; the name of a script follows."""
+        words = ["-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
+        words += ["--config_file", str(ROOT / "accelerate_configs" / f"{self.config}.yaml")]
+        if self.config != "single":
+            words += ["--num_processes", str(self.world)]
+        if "zero" in self.config:
+            file = f"{self.config.removeprefix('cpu_')}.json"
+            words += ["--deepspeed_config_file", str(ROOT / "ds_configs" / file)]
+        return words
 
-ZERO = {stage: f"train.trl.deepspeed={ROOT}/ds_configs/zero{stage}.json" for stage in (2, 3)}
+
 MODES = {
-    "single": Mode("llama", 1),
-    "ddp": Mode("gemma2", 2, ("train.logging_steps=2",)),
-    "zero2": Mode("llama", 2, (ZERO[2], "train.logging_steps=2")),
-    "zero3": Mode("gemma2", 2, (ZERO[3],)),
+    "single": Mode("llama"),
+    "ddp": Mode("gemma2", 2, "cpu_ddp", ("train.logging_steps=2",)),
+    "zero2": Mode("llama", 2, "cpu_zero2", ("train.logging_steps=2",)),
+    "zero3": Mode("gemma2", 2, "cpu_zero3"),
 }
 
 
@@ -84,15 +97,10 @@ class SmallRun:
         (folder / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
 
     def start(
-        self,
-        world: int = 1,
-        *overrides: str,
-        fault: dict[str, Any] | None = None,
-        timeout: float = 180,
-        **environment: str,
+        self, mode: Mode, *overrides: str, fault: dict[str, Any] | None = None, timeout: float = 180, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Runs the recipe on so many processes, until it ends or `fault` strikes."""
-        process = self.spawn(world, *overrides, fault=fault, **environment)
+        """Runs the recipe until it ends or `fault` strikes."""
+        process = self.spawn(mode, *overrides, fault=fault, **environment)
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -101,10 +109,9 @@ class SmallRun:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def spawn(
-        self, world: int = 1, *overrides: str, fault: dict[str, Any] | None = None, **environment: str
+        self, mode: Mode, *overrides: str, fault: dict[str, Any] | None = None, **environment: str
     ) -> subprocess.Popen[str]:
-        """Starts the recipe on so many processes, in a process group of their own."""
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)] if world > 1 else []
+        """Starts the recipe, in a process group of its own."""
         env = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -112,11 +119,12 @@ class SmallRun:
             "TERM": "dumb",
             "OMP_NUM_THREADS": "1",
             "LORA_DPO_CACHE": str(self.folder / "cache"),  # where other runs have computed nothing
+            "CUDA_VISIBLE_DEVICES": "",
             "FAULT": json.dumps(fault or {}),
             **environment,
         }
         return subprocess.Popen(
-            [sys.executable, *launcher, str(FAULTY), "recipe.yaml", *overrides],
+            [sys.executable, *mode.launcher, str(FAULTY), "recipe.yaml", *mode.words, *overrides],
             cwd=self.folder,
             env=env,
             text=True,
@@ -130,8 +138,9 @@ class SmallRun:
         lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         metrics = [{key: v for key, v in json.loads(line).items() if key not in WALL_TIMES} for line in lines]
         report = json.loads((self.path / "report.json").read_text(encoding="utf-8"))
+        (weights,) = [*self.path.glob("adapter/*.safetensors"), *self.path.glob("model/*.safetensors")]
         return {
-            "adapter": hashlib.sha256((self.path / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest(),
+            "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
             "metrics": metrics,
             "report": {key: report[key] for key in ("preference", "samples")},
         }

@@ -68,7 +68,7 @@ def run_round(
         result.struck = struck.returncode != 0 or not (run.path / "report.json").exists()
         while not (run.path / "report.json").exists() and result.starts < _STARTS_AT_MOST:
             before = last_step(run)
-            done = run.start(mode.world, *mode.words)
+            done = run.start(mode)
             result.starts += 1
             result.said += done.stderr
             result.steps_lost += max(0, before - resumed_after(done.stderr))
@@ -96,7 +96,7 @@ def resumed_after(said: str) -> int:
 def _in_process(**fault: Any) -> Strike:
     def strike(run: SmallRun, mode: Mode, chance: random.Random) -> subprocess.CompletedProcess[str]:
         drawn = {"number": chance.randrange(1, 14), "ranks": [chance.randrange(mode.world)]}
-        return run.start(mode.world, *mode.words, fault={**drawn, **fault})
+        return run.start(mode, fault={**drawn, **fault})
 
     return strike
 
@@ -105,14 +105,14 @@ def _in_a_save(kind: str) -> Strike:
     def strike(run: SmallRun, mode: Mode, chance: random.Random) -> subprocess.CompletedProcess[str]:
         at, ranks = chance.choice([("save", [chance.randrange(mode.world)]), ("commit", [0])])
         fault = {"kind": kind, "at": at, "number": SAVE_STEPS * chance.randrange(1, 5), "ranks": ranks}
-        return run.start(mode.world, *mode.words, fault=fault)
+        return run.start(mode, fault=fault)
 
     return strike
 
 
 def _kill_all(run: SmallRun, mode: Mode, chance: random.Random) -> subprocess.CompletedProcess[str]:
     """Kills the launcher and every process below it at some moment, the start included."""
-    process = run.spawn(mode.world, *mode.words)
+    process = run.spawn(mode)
     metrics, patience = run.path / "metrics.jsonl", time.monotonic() + 120
     while process.poll() is None and not metrics.exists() and time.monotonic() < patience:
         time.sleep(0.01)
@@ -128,7 +128,7 @@ def _damage(action: Callable[[Path, random.Random], None]) -> Strike:
 
     def strike(run: SmallRun, mode: Mode, chance: random.Random) -> subprocess.CompletedProcess[str]:
         fault = {"kind": "kill", "at": "step", "number": chance.randrange(7, 14), "ranks": [0]}
-        struck = run.start(mode.world, *mode.words, fault=fault)
+        struck = run.start(mode, fault=fault)
         newest = run.path / "checkpoints" / f"step-{run.checkpoints()[-1]}"
         files = sorted(file for file in newest.rglob("*") if file.is_file() and file.stat().st_size)
         action(chance.choice(files), chance)
@@ -150,19 +150,19 @@ def _flip(file: Path, chance: random.Random) -> None:
 def _disk_full(run: SmallRun, mode: Mode, chance: random.Random) -> subprocess.CompletedProcess[str]:
     ballast = run.path.parent / "ballast"
     fault = {"kind": f"fill {ballast}", "at": "before save", "number": SAVE_STEPS * chance.randrange(1, 5)}
-    struck = run.start(mode.world, *mode.words, fault=fault)
+    struck = run.start(mode, fault=fault)
     ballast.unlink()
     return struck
 
 
 def _stop_file(run: SmallRun, mode: Mode, chance: random.Random) -> subprocess.CompletedProcess[str]:
     fault = {"kind": f"touch {run.path / 'stop'}", "at": "step", "number": chance.randrange(1, 14), "ranks": [0]}
-    return run.start(mode.world, *mode.words, fault=fault)
+    return run.start(mode, fault=fault)
 
 
 def _hang(run: SmallRun, mode: Mode, chance: random.Random) -> subprocess.CompletedProcess[str]:
     fault = {"kind": "hang", "at": "step", "number": chance.randrange(1, 14), "ranks": [chance.randrange(mode.world)]}
-    return run.start(mode.world, *mode.words, "train.hang_timeout=5s", fault=fault)
+    return run.start(mode, "train.hang_timeout=5s", fault=fault)
 
 
 FAULTS: dict[str, Strike] = {

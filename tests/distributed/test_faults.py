@@ -53,7 +53,7 @@ def expected(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         if name not in known:
             mode = MODES[name]
             run = SmallRun(tmp_path_factory.mktemp("plain"), tiny_models(mode.architecture))
-            done = run.start(mode.world, *mode.words)
+            done = run.start(mode)
             assert done.returncode == 0, done.stderr[-3000:]
             known[name] = run.outcome()
         return known[name]
@@ -83,7 +83,7 @@ def test_a_run_that_was_struck_ends_as_one_that_was_not(name: str, expected, tin
 
 def test_a_micro_batch_whose_loss_is_no_number_can_be_left_out(expected, tiny_models, tmp_path: Path) -> None:
     run = SmallRun(tmp_path, tiny_models("llama"))
-    done = run.start(1, "train.on_nan=skip", fault={"kind": "nan", "at": "step", "number": 5})
+    done = run.start(MODES["single"], "train.on_nan=skip", fault={"kind": "nan", "at": "step", "number": 5})
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Step 6 leaves out, since their loss is no number: data.jsonl, line " in " ".join(done.stderr.split())
     losses = {entry["step"]: entry["loss"] for entry in run.outcome()["metrics"] if entry["phase"] == "train"}
@@ -96,7 +96,7 @@ def test_a_micro_batch_whose_loss_is_no_number_can_be_left_out(expected, tiny_mo
 def test_it_leaves_in_time(tiny_models, tmp_path: Path) -> None:
     """The clock starts with the process, so that loading counts; the rest is what steps and saves take here."""
     run = SmallRun(tmp_path, tiny_models("llama"), train={"epochs": 1000, "max_hours": 20 / 3600})
-    done = run.start(1, LORA_DPO_EXIT_CODE_FILE=str(tmp_path / "code"))
+    done = run.start(MODES["single"], LORA_DPO_EXIT_CODE_FILE=str(tmp_path / "code"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "code").read_text() == "85"
     stopped = json.loads((run.path / "stopped.json").read_text())

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.distributed.runs import MODES as ALL_MODES
-from tests.distributed.runs import ZERO, Mode, SmallRun
+from tests.distributed.runs import Mode, SmallRun
 from tests.machine import needs_deepspeed
 
 pytestmark = pytest.mark.slow
 
 MODES = ALL_MODES | {
-    "single, dropout": Mode("llama", 1, ("adapter.dropout=0.1", "train.logging_steps=2")),
-    "ddp of four": Mode("llama", 4, ("train.epochs=2",)),
+    "single, dropout": Mode("llama", words=("adapter.dropout=0.1", "train.logging_steps=2")),
+    "ddp of four": Mode("llama", 4, "cpu_ddp", ("train.epochs=2",)),
+    "fsdp2": Mode("llama", 2, "fsdp2"),
+    "whole model": Mode("llama", words=("adapter.method=full", "train.learning_rate=1e-3")),
+    "whole model, zero3": Mode("llama", 2, "cpu_zero3", ("adapter.method=full", "train.learning_rate=1e-3")),
 }
 each_mode = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=needs_deepspeed if "zero" in name else ()) for name in MODES]
@@ -34,7 +38,7 @@ def undisturbed(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Callab
         if name not in runs:
             mode = MODES[name]
             runs[name] = SmallRun(tmp_path_factory.mktemp("plain"), tiny_models(mode.architecture))
-            done = runs[name].start(mode.world, *mode.words)
+            done = runs[name].start(mode)
             assert done.returncode == 0, done.stderr[-3000:]
         return runs[name]
 
@@ -51,7 +55,7 @@ def killed(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
         if name not in runs:
             runs[name] = SmallRun(tmp_path_factory.mktemp("killed"), tiny_models(mode.architecture))
             fault = {"kind": "kill", "at": "step", "number": 5, "ranks": [mode.world - 1]}
-            done = runs[name].start(mode.world, *mode.words, fault=fault)
+            done = runs[name].start(mode, fault=fault)
             assert done.returncode != 0
             assert runs[name].checkpoints() == [3]
             last = (runs[name].path / "metrics.jsonl").read_text().splitlines()[-1]
@@ -63,9 +67,8 @@ def killed(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     return copy_of
 
 
-def go_on(run: SmallRun, name: str, world: int | None = None, words: tuple[str, ...] | None = None) -> str:
-    mode = MODES[name]
-    done = run.start(world or mode.world, *(mode.words if words is None else words))
+def go_on(run: SmallRun, mode: Mode) -> str:
+    done = run.start(mode)
     assert done.returncode == 0, done.stderr[-3000:]
     return " ".join(done.stderr.split())
 
@@ -73,7 +76,7 @@ def go_on(run: SmallRun, name: str, world: int | None = None, words: tuple[str, 
 @each_mode
 def test_killed_and_resumed_is_never_killed(name: str, undisturbed, killed, tmp_path: Path) -> None:
     run = killed(name, tmp_path)
-    said = go_on(run, name)
+    said = go_on(run, MODES[name])
     assert "Going on from runs/small/checkpoints/step-3, after step 3 of" in said
     assert "built anew" not in said
     assert run.outcome() == undisturbed(name).outcome()
@@ -92,7 +95,7 @@ def test_stopped_in_order_and_resumed_is_never_stopped(
     mode = MODES[name]
     run = SmallRun(tmp_path, tiny_models(mode.architecture))
     fault = {"kind": signal, "at": "step", "number": number, "ranks": [mode.world - 1]}
-    done = run.start(mode.world, *mode.words, fault=fault, LORA_DPO_EXIT_CODE_FILE=str(tmp_path / "code"))
+    done = run.start(mode, fault=fault, LORA_DPO_EXIT_CODE_FILE=str(tmp_path / "code"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "code").read_text() == "85"
     stopped = json.loads((run.path / "stopped.json").read_text())
@@ -103,7 +106,7 @@ def test_stopped_in_order_and_resumed_is_never_stopped(
     assert not (run.path / "report.json").exists()
     metrics = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert not [entry for entry in metrics if entry["phase"] == "eval" and entry["step"] == number + 1]
-    said = go_on(run, name)
+    said = go_on(run, MODES[name])
     assert f"Going on from runs/small/checkpoints/step-{number + 1}" in said
     assert run.outcome() == undisturbed(name).outcome()
     assert not (run.path / "stopped.json").exists()
@@ -120,24 +123,26 @@ def assert_close(found: dict[str, Any], expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("name", "world"), [("ddp", 1), ("single", 2), ("ddp", 4)])
 def test_another_number_of_processes_goes_on(name: str, world: int, undisturbed, killed, tmp_path: Path) -> None:
     run = killed(name, tmp_path)
-    said = go_on(run, name, world)
+    config = "single" if world == 1 else "cpu_ddp"
+    said = go_on(run, replace(MODES[name], world=world, config=config))
     assert "built anew" not in said
     assert_close(run.outcome(), undisturbed(name).outcome())
 
 
 @needs_deepspeed
 @pytest.mark.parametrize(
-    ("name", "world", "words", "rebuilt"),
+    ("name", "world", "config", "rebuilt"),
     [
-        ("zero2", 1, ("train.logging_steps=2",), "written by 2 processes (zero2); this is 1 process (replicated)"),
-        ("single", 2, (ZERO[3],), "written by 1 process (replicated); this is 2 processes (zero3)"),
+        ("zero2", 1, "single", "written by 2 processes (zero2); this is 1 process (replicated)"),
+        ("single", 2, "cpu_zero3", "written by 1 process (replicated); this is 2 processes (zero3)"),
+        ("whole model, zero3", 1, "single", "written by 2 processes (zero3); this is 1 process (replicated)"),
     ],
 )
 def test_another_strategy_keeps_weights_schedule_and_data(
-    name: str, world: int, words: tuple[str, ...], rebuilt: str, undisturbed, killed, tmp_path: Path
+    name: str, world: int, config: str, rebuilt: str, undisturbed, killed, tmp_path: Path
 ) -> None:
     run = killed(name, tmp_path)
-    said = go_on(run, name, world, words)
+    said = go_on(run, replace(MODES[name], world=world, config=config))
     assert rebuilt in said
     assert "the optimizer's moments are built anew" in said
     plain = undisturbed(name).outcome()["metrics"]
