@@ -45,8 +45,7 @@ class ReferencePass:
             self.eval_dataset.update(zip(named, others, strict=True))
         elif others:
             (self.eval_dataset,) = others
-        if self.is_fsdp_enabled:
-            settle_dtypes(self.model)
+        self._release_reference_model()
 
     def reference_values(self, wanted: Distinct) -> Ragged:
         """Returns the reference's log-probs, the same on every process; to be overridden by what keeps them.
@@ -113,6 +112,7 @@ class ReferencePass:
         del batch["pair_weights"]
         batch = send_to_device(batch, self.accelerator.device)
         live = torch.stack(list(self.compute_ref_log_probs(self._reference_model(), batch)))
+        self._release_reference_model()
         kept = torch.stack([batch[column] for column in _COLUMNS])
         return kept, live, batch["completion_mask"][:, 1:].sum(1).view(2, -1)
 
@@ -172,3 +172,12 @@ class ReferencePass:
         if self.ref_model is None and self.is_fsdp_enabled:  # Trainer divides it, and takes it to the GPU, only later
             return divide(self.accelerator, self.model)
         return self.ref_model or self.model
+
+    def _release_reference_model(self) -> None:
+        """Takes back what `_reference_model` did to the model that is to be trained."""
+        if self._precompute_engine is not None:
+            # Its hooks would follow the training too, and stop it: the training's engine numbers the modules anew.
+            self._precompute_engine.destroy()
+            self._precompute_engine = None
+        if self.is_fsdp_enabled:
+            settle_dtypes(self.model)
