@@ -166,7 +166,7 @@ def _train(
     code = run_launch(launch, None if reference_only else run)
     if code == STOPPED_EXIT_CODE:
         flags = ["--processes", str(processes)] * (processes is not None) + ["--reference-only"] * reference_only
-        again = ["lora-dpo", "dpo", *words, *flags]
+        again = ["lora-dpo", "dpo", *(word for word in words if not word.startswith("run.resume=")), *flags]
         err.print(f"Go on with: {shlex.join(again)}", soft_wrap=True)
     if code:
         raise typer.Exit(code)

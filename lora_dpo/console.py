@@ -118,10 +118,11 @@ def disk_full_error(error: BaseException) -> UserError | None:
 
 
 def leave_exit_code(code: int) -> None:
-    """Tells the command that started the launcher how this process ends."""
+    """Tells the command that started the launcher how this process ends; what another one has told stays."""
     if file := os.environ.get(EXIT_CODE_FILE):
-        with suppress(OSError):  # the disk may be full; the launcher then reports its own code
-            Path(file).write_text(str(code), encoding="ascii")
+        # The disk may be full; the launcher then reports its own code.
+        with suppress(OSError), Path(file).open("x", encoding="ascii") as told:
+            told.write(str(code))
 
 
 def _exit(code: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from lora_dpo.evaluation.report import Report, print_report, write_report
 from lora_dpo.preparation import Loaded, Setting, check_launch, load, make_trainer, prepare_setting
 from lora_dpo.recipe.loading import to_yaml
 from lora_dpo.recipe.reference import check_reference_is_kept
-from lora_dpo.recipe.run_folder import RunFolder, partial_path, write_json
+from lora_dpo.recipe.run_folder import RunFolder, partial_path, replace_folder, write_json
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.agreement import from_first, largest, on_first
 from lora_dpo.training.checkpoints import Checkpoint, Checkpoints
@@ -31,7 +31,7 @@ from lora_dpo.training.progress import TrainingLog
 from lora_dpo.training.provenance import provenance
 from lora_dpo.training.reference import fill_reference
 from lora_dpo.training.resumable import Session
-from lora_dpo.training.resume import find_start, open_run, write_provenance
+from lora_dpo.training.resume import find_start, open_run, origin_of, write_provenance
 from lora_dpo.training.saving import save_policy
 from lora_dpo.training.stopping import Deadline, Stopped, StopRequests
 from lora_dpo.training.trainer import PreferenceTrainer
@@ -58,20 +58,32 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
     run = RunFolder.of(recipe)
     run.check_free(recipe, overwrite=overwrite)
     checkpoints = Checkpoints(run.checkpoints, recipe.train.keep_checkpoints)
-    with StopRequests(run.stop_file, Deadline.of(recipe.train.max_hours)) as stop:
+    with StopRequests(run.stop_file, Deadline.of(recipe.train.max_hours)) as stop, ExitStack() as held:
         setting = prepare_setting(recipe)
         if is_main_process():
             err.print(to_yaml(recipe).rstrip())
             err.print(counts_table(setting.prepared))
         arguments, world = check_launch(setting, checkpoints.partial)
-        start = from_first(lambda: find_start(recipe, run, setting.data_hashes, overwrite=overwrite))
+        on_first(lambda: _take(run, recipe, held, overwrite=overwrite))
+        origin = from_first(lambda: origin_of(recipe))
+        start = from_first(lambda: find_start(recipe, run, setting.data_hashes, origin, overwrite=overwrite))
         loaded = load(setting, arguments, world, start)
-        lock = on_first(lambda: open_run(recipe, run, start, overwrite=overwrite))
-        with lock or nullcontext(), _leaves_word(run, stop), _old_results_kept_until_a_step(run):
-            trainer = _train(run, setting, loaded, checkpoints, stop, start)
+        on_first(lambda: held.enter_context(open_run(recipe, run, start, overwrite=overwrite)))
+        log = TrainingLog(run.metrics, setting.plan.global_batch)
+        session = Session(recipe, setting.data_hashes, origin, checkpoints, log, stop, start)
+        first_step = _AfterFirstStep(run.discard_replaced)
+        with _leaves_word(run, stop), _old_results_kept_until(first_step, run, start):
+            trainer = _train(run, setting, loaded, session, first_step)
             report = _evaluate(setting, trainer)
             on_first(lambda: _finish(run, report, checkpoints))
     return run.path
+
+
+def _take(run: RunFolder, recipe: Recipe, held: ExitStack, *, overwrite: bool) -> None:
+    """Keeps others out before it is found where the run goes on: an old job may still be saving."""
+    if run.is_run:
+        held.enter_context(run.lock())
+        run.check_free(recipe, overwrite=overwrite)
 
 
 def compute_reference(recipe: Recipe) -> None:
@@ -100,33 +112,31 @@ def compute_reference(recipe: Recipe) -> None:
 
 
 def _train(
-    run: RunFolder,
-    setting: Setting,
-    loaded: Loaded,
-    checkpoints: Checkpoints,
-    stop: StopRequests,
-    start: Checkpoint | None,
+    run: RunFolder, setting: Setting, loaded: Loaded, session: Session, first_step: TrainerCallback
 ) -> PreferenceTrainer:
-    recipe = setting.recipe
-    on_first(lambda: _write_what_is_known(run, setting, loaded, start))
+    recipe, stop = setting.recipe, session.stop
+    on_first(lambda: _write_what_is_known(run, setting, loaded, session.start))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.tensorboard))  # Transformers takes it from nowhere else
-    log = TrainingLog(run.metrics, setting.plan.global_batch)
-    session = Session(recipe, setting.data_hashes, checkpoints, log, stop, start)
-    callbacks = [log, _AfterFirstStep(run.discard_replaced)]
-    trainer = make_trainer(setting, loaded, callbacks=callbacks, session=session)
+    trainer = make_trainer(setting, loaded, callbacks=[session.log, first_step], session=session)
     if recipe.dpo.reference == "cached":
-        fill_reference(trainer, recipe, run_copy=run.reference)
+        with stop.in_the_loop():  # which asks after each batch, since all processes must leave the pass together
+            fill_reference(trainer, recipe, run_copy=run.reference, after_batch=lambda: _leave_if(stop.asked(), stop))
     try:
         trainer.go()
     finally:
-        log.close()
-    (reason,) = largest(trainer.stopped_by or stop.asked())  # it may have come too late for the last step
-    if reason:
-        raise stop.stopped(reason)
+        session.log.close()
+    _leave_if(trainer.stopped_by or stop.asked(), stop)  # it may have come too late for the last step
     target = run.model if recipe.adapter.method == "full" else run.adapter
     save_policy(trainer, partial_path(target), setting.tokenizer)
-    on_first(lambda: partial_path(target).replace(target))
+    on_first(lambda: replace_folder(partial_path(target), target))
     return trainer
+
+
+def _leave_if(asked: int, stop: StopRequests) -> None:
+    """Leaves if any process was asked to; all of them must call it."""
+    (reason,) = largest(asked)
+    if reason:
+        raise stop.stopped(reason)
 
 
 def _write_what_is_known(run: RunFolder, setting: Setting, loaded: Loaded, start: Checkpoint | None) -> None:
@@ -179,25 +189,30 @@ def _leaves_word(run: RunFolder, stop: StopRequests) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _old_results_kept_until_a_step(run: RunFolder) -> Iterator[None]:
-    """Puts a replaced run's results back if the new one fails before its first step."""
-    try:
-        yield
-    except BaseException:
-        if is_main_process():
-            run.restore_replaced()
-        raise
-
-
 class _AfterFirstStep(TrainerCallback):
-    """Calls a function once, when rank 0 has made the first optimizer step."""
+    """Calls a function once, when rank 0 has made the first optimizer step.
+
+    Attributes:
+        happened: Whether this process has made a step.
+    """
 
     def __init__(self, action: Callable[[], None]) -> None:
-        self._action: Callable[[], None] | None = action
+        self._action = action
+        self.happened = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Does it."""
-        if self._action is not None and state.is_world_process_zero:
+        if not self.happened and state.is_world_process_zero:
             self._action()
-            self._action = None
+        self.happened = True
+
+
+@contextmanager
+def _old_results_kept_until(first_step: _AfterFirstStep, run: RunFolder, start: Checkpoint | None) -> Iterator[None]:
+    """Puts a replaced run's results back if the new one, which begins, fails before its first step."""
+    try:
+        yield
+    except BaseException:
+        if is_main_process() and start is None and not first_step.happened:
+            run.restore_replaced()
+        raise

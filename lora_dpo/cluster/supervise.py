@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -43,31 +44,45 @@ def run_launch(launch: Launch, run: RunFolder | None) -> int:
         code_file = Path(folder) / "exit_code"
         environment = {**os.environ, EXIT_CODE_FILE: str(code_file)}
         process = subprocess.Popen(launch.command, env=environment, start_new_session=True)
-        asked = False
-
-        def pass_on(number: int, frame: object) -> None:
-            nonlocal asked
-            if asked or run is None or not run.is_run or run.is_complete:
-                _terminate(process)
-                return
-            asked = True
-            write_text(run.stop_file, _SIGNALS[signal.Signals(number)])
-            note("Asked the training to save and leave after this step; a second signal ends it at once.")
-
-        before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
-        try:
+        with _signals_passed_on(process.pid, run):
             code = process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            psutil.wait_procs(
+                _below(process.pid)
+            )  # a launcher that was killed leaves its trainings to end by themselves
         own_code = code_file.read_text(encoding="ascii") if code_file.is_file() else ""
         return int(own_code) if own_code.isdigit() else code
 
 
-def _terminate(process: subprocess.Popen[bytes]) -> None:
-    """Ends the launcher and the trainings below it, which it would leave behind."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        launcher = psutil.Process(process.pid)
-        for child in [*launcher.children(recursive=True), launcher]:
+@contextlib.contextmanager
+def _signals_passed_on(session: int, run: RunFolder | None) -> Iterator[None]:
+    signals_seen = 0
+
+    def pass_on(number: int, frame: object) -> None:
+        nonlocal signals_seen
+        signals_seen += 1
+        if signals_seen == 1 and run is not None and run.is_run and not run.is_complete:
+            write_text(run.stop_file, _SIGNALS[signal.Signals(number)])
+            note("Asked the training to save and leave after this step; a second signal ends it at once.")
+            return
+        for process in _below(session):
             with contextlib.suppress(psutil.NoSuchProcess):
-                child.terminate()
+                process.terminate() if signals_seen == 1 else process.kill()
+
+    # Under nohup SIGHUP is ignored, and stays so.
+    heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _below(session: int) -> list[psutil.Process]:
+    """Returns the launcher and the trainings below it, though it may have ended."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

@@ -6,12 +6,13 @@ import hashlib
 import json
 from typing import Any
 
+from lora_dpo.recipe.batch import token_budget
 from lora_dpo.recipe.schema import Recipe
 
 MAY_CHANGE = (
     "evaluation", "slurm", "hub", "sft",
-    "train.strategy", "train.trees", "train.tokens_per_micro_batch", "train.micro_batch_size",
-    "train.gradient_checkpointing", "train.evals_per_epoch", "train.eval_steps", "train.save_steps",
+    "train.strategy", "train.trees", "train.micro_batch_size", "train.gradient_checkpointing",
+    "train.evals_per_epoch", "train.eval_steps", "train.save_steps",
     "train.keep_checkpoints", "train.max_hours", "train.on_nan", "train.hang_timeout", "train.logging_steps",
     "train.report_to", "train.trl.deepspeed", "run.name", "run.folder", "run.resume",
 )  # fmt: skip
@@ -21,6 +22,8 @@ MAY_CHANGE = (
 def meaning(recipe: Recipe) -> dict[str, Any]:
     """Returns the keys that decide which model comes out, as `section.key: value`."""
     flat = _flatten(recipe.model_dump(mode="json"))
+    # Large questions are cut by it, and so the order of the pairs follows from it.
+    flat["train.tokens_per_micro_batch"] = token_budget(recipe)
     return {key: value for key, value in flat.items() if not _may_change(key)}
 
 

@@ -17,6 +17,8 @@ from lora_dpo.recipe.meaning import changed_meaning
 from lora_dpo.recipe.schema import Recipe
 
 _MARK = "# Resolved by lora-dpo: what this run was asked for, defaults included.\n"
+_LOCK = ".lock"
+_OF_NO_RUN = {_LOCK, "stop"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ class RunFolder:
             )
         if not os.access(existing, os.W_OK | os.X_OK):
             raise UserError(f"{existing} may not be written to.", fix="Choose another run.folder.")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        if not self.path.is_dir() or {file.name for file in self.path.iterdir()} <= _OF_NO_RUN:
             return
         if not self.is_run:
             raise UserError(
@@ -194,7 +196,7 @@ class RunFolder:
         """
         self.check_free(recipe, overwrite=overwrite)
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = self._lock()
+        lock = self.lock()
         if self._replaced.is_dir():  # what is here now is of a start that never made a step
             self._remove_results()
         else:
@@ -211,13 +213,18 @@ class RunFolder:
         Raises:
             UserError: Another process writes here.
         """
-        lock = self._lock()
+        lock = self.lock()
         self.stopped.unlink(missing_ok=True)
         write_text(self.recipe, _MARK + to_yaml(recipe))
         return lock
 
-    def _lock(self) -> FileLock:
-        lock = FileLock(self.path / ".lock")
+    def lock(self) -> FileLock:
+        """Takes the folder, which must be there, for this process; it may do so more than once.
+
+        Raises:
+            UserError: Another process writes here.
+        """
+        lock = FileLock(self.path / _LOCK, is_singleton=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -228,7 +235,11 @@ class RunFolder:
 
     def discard_replaced(self) -> None:
         """Removes what `create` put aside."""
-        shutil.rmtree(self._replaced, ignore_errors=True)
+        discarded = self._replaced.with_name(".discarded")
+        shutil.rmtree(discarded, ignore_errors=True)
+        if self._replaced.is_dir():
+            self._replaced.rename(discarded)  # from now on nothing brings it back, though a file may be undeletable
+            shutil.rmtree(discarded, ignore_errors=True)
 
     def restore_replaced(self) -> None:
         """Puts back what `create` put aside, if it is still there."""
@@ -261,6 +272,16 @@ class RunFolder:
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def replace_folder(partial: Path, target: Path) -> None:
+    """Renames a folder that is whole to its place, where an earlier one may be."""
+    aside = target.with_name(f".{target.name}.aside")
+    _remove(aside)
+    if target.exists():  # a folder cannot be renamed onto another
+        target.rename(aside)
+    partial.rename(target)
+    _remove(aside)
 
 
 def partial_path(path: Path) -> Path:

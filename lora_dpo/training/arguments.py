@@ -25,6 +25,7 @@ _HAVE_A_KEY = {
     "data_seed": "run.seed",
     "ddp_timeout": "train.hang_timeout",
     "disable_dropout": "adapter.dropout",
+    "eval_on_start": "train.evals_per_epoch",
     "eval_steps": "train.eval_steps",
     "eval_strategy": "train.evals_per_epoch",
     "f_alpha_divergence_coef": "dpo.f_alpha",

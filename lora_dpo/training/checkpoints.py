@@ -36,6 +36,7 @@ class About:
         layout: How the optimizer's state lies in it: `replicated`, or divided (`zero3`, `fsdp2`, ...).
         recipe: The resolved recipe.
         data: Hash of each split's pairs.
+        origin: What the run began with and the recipe only names: hashes of weights, precision.
         metrics_bytes: Length of metrics.jsonl when it was written.
     """
 
@@ -45,6 +46,7 @@ class About:
     layout: str
     recipe: dict[str, Any]
     data: dict[str, str]
+    origin: dict[str, str | None]
     metrics_bytes: int
 
 
@@ -125,6 +127,8 @@ class Checkpoints:
                 damage = checkpoint.damage()
             except UserError as error:
                 damage = error.why
+            except OSError as error:  # it has just been removed, or the disk does not answer
+                damage = str(error)
             if damage is None:
                 return checkpoint, damaged
             damaged.append(f"{path} is damaged: {damage}")
@@ -132,11 +136,16 @@ class Checkpoints:
 
     def clear_partial(self) -> None:
         """Removes what a save that was interrupted has left."""
-        shutil.rmtree(self.partial, ignore_errors=True)
-        for path in self._entries():
-            if path.name.startswith(".aside-"):
+        self.partial.mkdir(parents=True, exist_ok=True)  # the folder itself stays, which other nodes know
+        for path in [*self.partial.iterdir(), *self._entries()]:
+            if path.parent == self.partial or path.name.startswith(".aside-"):
                 shutil.rmtree(path, ignore_errors=True)
-        self.partial.mkdir(parents=True, exist_ok=True)
+
+    def forget_after(self, step: int) -> None:
+        """Removes later checkpoints, of a course that the run goes back behind."""
+        for later in self.steps():
+            if later > step:
+                self._take_away(later)
 
     def commit(self, written: Path, about: About, best_step: int | None = None) -> Path:
         """Makes what was written a checkpoint, in one rename, and removes those that are no longer kept.
@@ -173,6 +182,7 @@ class Checkpoints:
         written.rename(place)
         _sync(self.folder)
         shutil.rmtree(aside, ignore_errors=True)
+        self.forget_after(about.step)
         self._rotate(about.step, best_step)
         return place
 
@@ -185,12 +195,15 @@ class Checkpoints:
     def _rotate(self, newest: int, best: int | None) -> None:
         before = [step for step in self.steps() if step < newest and step != best]
         kept = before if self._keep is None else before[::-1][: max(self._keep - 1, 0)]
-        for step in self.steps():
-            # What lies after the newest one belongs to a course that the run has gone back behind.
-            if step > newest or (step in before and step not in kept):
-                doomed = self.folder / f".aside-{self.place(step).name}"
-                self.place(step).rename(doomed)  # a half removed one would look like a damaged one
-                shutil.rmtree(doomed, ignore_errors=True)
+        for step in before:
+            if step not in kept:
+                self._take_away(step)
+
+    def _take_away(self, step: int) -> None:
+        doomed = self.folder / f".aside-{self.place(step).name}"
+        shutil.rmtree(doomed, ignore_errors=True)
+        self.place(step).rename(doomed)  # a half removed one would look like a damaged one
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def _entries(self) -> list[Path]:
         return list(self.folder.iterdir()) if self.folder.is_dir() else []

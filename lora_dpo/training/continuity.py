@@ -34,11 +34,6 @@ def save_continuity(trainer: DPOTrainer, folder: Path, **more: Any) -> None:
     torch.save(part, folder / _PATTERN.format(trainer.args.process_index))
 
 
-def missing_parts(folder: Path, world_size: int) -> list[int]:
-    """Returns the processes whose part is not in the folder, as where it is not on a filesystem that all share."""
-    return [rank for rank in range(world_size) if not (folder / _PATTERN.format(rank)).is_file()]
-
-
 def load_continuity(trainer: DPOTrainer, folder: Path, world_size: int) -> dict[str, Any]:
     """Gives the trainer back what it knew; call it when the loop has begun.
 

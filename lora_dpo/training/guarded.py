@@ -43,8 +43,7 @@ class GuardedTrainer:
         self._hang = HangWatch(hang_seconds)
         self._finite = FiniteCheck()
         self._sum_in_one_piece = adapter
-        if skip:
-            self._gate = GradientGate(p for p in self.model.parameters() if p.requires_grad)
+        self._skip = skip
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains under watch."""
@@ -119,8 +118,8 @@ class GuardedTrainer:
         raise UserError(
             f"The {what} became no number at step {step}.",
             why=f"It was made by {'; '.join(culprits)}." if culprits else "Every loss of the step was one.",
-            fix="Nothing of this step was saved. Look at these pairs, take a smaller train.learning_rate or another "
-            "model.dtype; or go on from the last checkpoint without such micro-batches: train.on_nan=skip.",
+            fix="Nothing of this step was saved. Look at the pairs, take a smaller train.learning_rate or another "
+            "model.dtype" + ("; or leave such micro-batches out: train.on_nan=skip." if culprits else "."),
         )
 
     def _names(self, place: int, step: int) -> str:
@@ -133,6 +132,8 @@ class GuardedTrainer:
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         model, loader = super()._prepare_for_training(*args, **kwargs)
+        if self._hang and self._skip:  # only now are these the parameters that will be trained, under FSDP2
+            self._gate = GradientGate(p for p in self.model.parameters() if p.requires_grad)
         if self._hang and self._sum_in_one_piece and isinstance(model, DistributedDataParallel):
             leave_gradients_alone(model)
             self._flat_gradients = True

@@ -31,23 +31,26 @@ class HangWatch:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._last: float | None = None
+        self._watches = False
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watches the block."""
+        """Watches the block, from its first beat on."""
         over = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(over,), name="hang-watch", daemon=True)
-        self.beat()
+        self._watches = True
         watcher.start()
         try:
             yield
         finally:
             over.set()
-            self._last = None
+            self._watches, self._last = False, None
             faulthandler.cancel_dump_traceback_later()
 
     def beat(self) -> None:
         """Says that the process gets on; does nothing outside of `watching`."""
+        if not self._watches:
+            return
         self._last = time.monotonic()
         # The thread below cannot run while native code holds the interpreter; this one can, but has no words.
         faulthandler.dump_traceback_later(self._seconds + 10 * _LOOKS_EACH_SECONDS, exit=True, file=sys.__stderr__)

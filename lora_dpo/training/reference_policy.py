@@ -60,7 +60,7 @@ def reference_policy(trainer: DPOTrainer, recipe: Recipe) -> ReferencePolicy | N
         {
             "scoring_version": SCORING_VERSION,
             "weights": weights,
-            "adapter": _adapter_hash(recipe.adapter.init_from),
+            "adapter": adapter_hash(recipe.adapter.init_from),
             "quantisation": None if quantisation is None else _as_json(quantisation),
             "weights_dtype": str(base.dtype).removeprefix("torch."),
             "autocast": trainer.accelerator.mixed_precision,
@@ -70,7 +70,7 @@ def reference_policy(trainer: DPOTrainer, recipe: Recipe) -> ReferencePolicy | N
     )
 
 
-def _adapter_hash(init_from: str | None) -> str | None:
+def adapter_hash(init_from: str | None) -> str | None:
     """Returns the hash of the adapter of which a frozen copy is the reference."""
     if init_from is None:
         return None

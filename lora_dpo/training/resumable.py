@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import DistributedType
+from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
@@ -20,9 +21,9 @@ from lora_dpo.console import note
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.batch import processes
 from lora_dpo.recipe.schema import Recipe
-from lora_dpo.training.agreement import largest, on_first, together
+from lora_dpo.training.agreement import largest, on_first
 from lora_dpo.training.checkpoints import About, Checkpoint, Checkpoints
-from lora_dpo.training.continuity import load_continuity, missing_parts, save_continuity
+from lora_dpo.training.continuity import load_continuity, save_continuity
 from lora_dpo.training.progress import TrainingLog
 from lora_dpo.training.saving import Measure, check_saved, measure
 from lora_dpo.training.stopping import StopRequests
@@ -38,6 +39,7 @@ class Session:
     Attributes:
         recipe: The recipe.
         data: Hash of each split's pairs.
+        origin: What the run began with and the recipe only names.
         checkpoints: Where checkpoints go.
         log: Writer of metrics.jsonl.
         stop: What may ask the run to leave.
@@ -46,6 +48,7 @@ class Session:
 
     recipe: Recipe
     data: dict[str, str]
+    origin: dict[str, str | None]
     checkpoints: Checkpoints
     log: TrainingLog
     stop: StopRequests
@@ -91,6 +94,8 @@ class ResumableTrainer:
             self._step_seen = self.state.global_step
             if self.session is not None:
                 self._agree_to_stop(self.session.stop)
+                if self.state.global_step >= self.state.max_steps:
+                    self.control.should_save = True  # there is a report to come, and nothing else to go on from
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _agree_to_stop(self, stop: StopRequests) -> None:
@@ -109,14 +114,15 @@ class ResumableTrainer:
         session, began, step = self.session, time.monotonic(), self.state.global_step
         written = session.checkpoints.partial / f"checkpoint-{step}"
         on_first(session.checkpoints.clear_partial)
-        save = super()._save_checkpoint
-        together(lambda: self._write(save, model, trial, written))
+        # No agreement on failures in here: DeepSpeed and FSDP wait for each other, and one that fails must leave.
+        super()._save_checkpoint(model, trial)
+        self._complete(written)
         measures = measure(self.accelerator.unwrap_model(self.model))
-        on_first(lambda: self._commit(written, measures))
+        files = gather_object([file.relative_to(written).as_posix() for file in written.rglob("*") if file.is_file()])
+        on_first(lambda: self._commit(written, measures, set(files)))
         session.stop.deadline.saved(time.monotonic() - began)
 
-    def _write(self, save: Any, model: Any, trial: Any, written: Path) -> None:
-        save(model, trial)
+    def _complete(self, written: Path) -> None:
         seconds = self.seconds + time.monotonic() - self._began
         save_continuity(self, written, seconds=seconds, evaluation_due=self._evaluation_due)
         if self.state.best_global_step:  # Trainer saw the folder it wrote into
@@ -124,22 +130,23 @@ class ResumableTrainer:
             if self.is_world_process_zero():
                 self.state.save_to_json(str(written / TRAINER_STATE_NAME))
 
-    def _commit(self, written: Path, measures: dict[str, Measure]) -> None:
-        session, world = self.session, self.args.world_size
-        check_saved(written, measures)
-        if missing := missing_parts(written, world):
+    def _commit(self, written: Path, measures: dict[str, Measure], files: set[str]) -> None:
+        session = self.session
+        if missing := sorted(name for name in files if not (written / name).is_file()):
             raise UserError(
-                f"The checkpoint {written} lacks what process {missing[0]} of {world} wrote.",
+                f"The checkpoint {written} lacks {missing[0]}, which another process wrote.",
                 why="The processes do not see one folder, so no checkpoint of theirs can be whole.",
                 fix="Put the run on a filesystem that all nodes share: run.folder=DIR.",
             )
+        check_saved(written, measures)
         about = About(
             step=self.state.global_step,
             max_steps=self.state.max_steps,
-            world_size=world,
+            world_size=self.args.world_size,
             layout=self._layout(),
             recipe=session.recipe.model_dump(mode="json"),
             data=session.data,
+            origin=session.origin,
             metrics_bytes=session.log.sync(),
         )
         session.checkpoints.commit(written, about, self.state.best_global_step)
@@ -189,18 +196,22 @@ class ResumableTrainer:
         start = self._start
         if start is None or self._fits(start):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if self.is_deepspeed_enabled and isinstance(self.model, PeftModel):  # before the engine copies the weights
+        adapter = isinstance(self.model, PeftModel)  # a whole model has been loaded from the checkpoint
+        if self.is_deepspeed_enabled and adapter:  # before the engine makes its own copies
             load_trained(self.model, start.path)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if self.is_fsdp_enabled and adapter:
+            load_trained(self.accelerator.unwrap_model(self.model), start.path)
         self._go_on_with_schedule(torch.load(start.path / SCHEDULER_NAME, weights_only=True))
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        trained = self.accelerator.unwrap_model(self.model)
-        if self.is_fsdp_enabled and isinstance(trained, PeftModel):
+        trained, start = self.accelerator.unwrap_model(self.model), self._start
+        fits = start is None or self._fits(start)
+        if isinstance(trained, PeftModel) and (self.is_fsdp_enabled or not fits):
             # Accelerate gives FSDP2 the adapter alone, whole, and PyTorch then trips over the frozen weights.
             load_trained(trained, Path(resume_from_checkpoint))
-        else:
+        elif fits:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _go_on_with_schedule(self, state: dict[str, Any]) -> None:
@@ -244,3 +255,5 @@ class ResumableTrainer:
         if self._evaluation_due:
             self._evaluation_due = False
             self._determine_best_metric(self._evaluate(None, None), None)
+            if self.state.best_global_step:
+                self._set_best_checkpoint()

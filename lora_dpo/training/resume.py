@@ -12,33 +12,52 @@ from filelock import FileLock
 
 from lora_dpo.console import note
 from lora_dpo.errors import UserError, did_you_mean
+from lora_dpo.model.base import resolve
+from lora_dpo.model.hashes import weights_hash
+from lora_dpo.model.precision import choose_dtype
 from lora_dpo.recipe.meaning import changed_meaning
 from lora_dpo.recipe.run_folder import RunFolder, write_json
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.checkpoints import Checkpoint, Checkpoints, read
+from lora_dpo.training.reference_policy import adapter_hash
 
 
-def find_start(recipe: Recipe, run: RunFolder, data: dict[str, str], *, overwrite: bool) -> Checkpoint | None:
+def find_start(
+    recipe: Recipe, run: RunFolder, data: dict[str, str], origin: dict[str, str | None], *, overwrite: bool
+) -> Checkpoint | None:
     """Returns the checkpoint that the run goes on from, or None for the beginning.
 
     Args:
         recipe: The recipe; `run.resume` says where to look.
         run: The run folder.
         data: Hash of each split's pairs.
+        origin: What the recipe only names, as `origin_of` finds it now.
         overwrite: An earlier run of this name is to be replaced.
 
     Raises:
         UserError: The checkpoint asked for is not whole, or is of another recipe or other data.
     """
-    if recipe.run.resume not in ("auto", "never"):
-        start = _asked_for(recipe, run, overwrite=overwrite)
-    elif recipe.run.resume == "never" or overwrite or not run.is_run:
-        return None
-    else:
+    start, resume = None, recipe.run.resume
+    has_begun = run.is_run and not overwrite
+    if resume == "auto" and has_begun:
         start = _newest(run)
+    elif resume not in ("auto", "never"):
+        # The same command again, after a stop or a requeue, goes on with what it has done and not with what it began.
+        if has_begun and run.load_recipe().run.resume == resume:
+            start = _newest(run)
+        start = start or _asked_for(recipe, run, overwrite=overwrite)
     if start is not None:
-        _check_same(start, recipe, data)
+        _check_same(start, recipe, data, origin)
     return start
+
+
+def origin_of(recipe: Recipe) -> dict[str, str | None]:
+    """Returns what a recipe only names: hashes of the weights that it begins with, and this machine's precision."""
+    return {
+        "model.name": weights_hash(resolve(recipe.model), recipe.model.revision),
+        "adapter.init_from": adapter_hash(recipe.adapter.init_from),
+        "model.dtype": str(choose_dtype(recipe.model.dtype)).removeprefix("torch."),
+    }
 
 
 def _asked_for(recipe: Recipe, run: RunFolder, *, overwrite: bool) -> Checkpoint:
@@ -68,7 +87,7 @@ def _newest(run: RunFolder) -> Checkpoint | None:
     return start
 
 
-def _check_same(start: Checkpoint, recipe: Recipe, data: dict[str, str]) -> None:
+def _check_same(start: Checkpoint, recipe: Recipe, data: dict[str, str], origin: dict[str, str | None]) -> None:
     if changed := changed_meaning(Recipe.model_validate(start.about.recipe), recipe):
         raise UserError(
             f"{start.path} is of another recipe.",
@@ -81,6 +100,13 @@ def _check_same(start: Checkpoint, recipe: Recipe, data: dict[str, str]) -> None
             f"{start.path} was trained on other data.",
             why=f"The pairs of {', '.join(other)} have changed since.",
             fix="Put the data back to go on, or begin anew under another run.name.",
+        )
+    changed = [f"{key}: {old} -> {origin[key]}" for key, old in start.about.origin.items() if origin[key] != old]
+    if changed:
+        raise UserError(
+            f"{start.path} began with another model, or in another precision, under the same names.",
+            why="\n".join(changed),
+            fix="Put the old one back to go on, or begin anew under another run.name.",
         )
 
 
@@ -101,6 +127,7 @@ def open_run(recipe: Recipe, run: RunFolder, start: Checkpoint | None, *, overwr
         return run.create(recipe, overwrite=overwrite)
     if _is_own(start, run):
         lock = run.reopen(recipe)
+        Checkpoints(run.checkpoints).forget_after(start.about.step)
     else:
         lock = run.create(recipe, overwrite=overwrite)
         metrics = RunFolder(start.path.parent.parent).metrics
@@ -126,20 +153,11 @@ def write_provenance(run: RunFolder, now: dict[str, Any], start: Checkpoint | No
         run: The run folder.
         now: This process's `provenance`.
         start: The checkpoint that it goes on from, if any.
-
-    Raises:
-        UserError: The base model's weights are not those of the beginning.
     """
     if start is None or not run.provenance.is_file():
         write_json(run.provenance, now)
         return
     first = json.loads(run.provenance.read_text(encoding="utf-8"))
-    if first["model"]["weights_sha256"] != now["model"]["weights_sha256"]:
-        raise UserError(
-            f"The weights of {now['model']['name']} have changed since this run began.",
-            why="Its adapter would go on above another model.",
-            fix="Set model.revision to the one of the beginning, or begin anew under another run.name.",
-        )
     at = datetime.now(UTC).isoformat(timespec="seconds")
     same = ("model", "data", "seed", "schema_version")
     again = {"step": start.about.step, "at": at, **{key: value for key, value in now.items() if key not in same}}

@@ -103,7 +103,8 @@ class StopRequests:
     """Collects what asks this process to leave, from signals, a file and the clock; a context manager.
 
     Inside of the training loop a request waits until the loop asks for it. Outside of it there is nothing to save, so a
-    request ends the process at once, by `Stopped`.
+    request ends the process at once, by `Stopped`. There SIGTERM is none where several processes work together: their
+    launcher sends it when one of them has died.
 
     Args:
         file: The stop file; whoever creates it asks for a stop. None where there is no folder to put it in.
@@ -175,7 +176,7 @@ class StopRequests:
     def forget_file(self) -> None:
         """Removes the stop file, when every process has had the time to see it."""
         if self._file is not None and self._file.exists():
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if _together():
                 time.sleep(2 * _LOOKS_EACH_SECONDS)
             self._file.unlink(missing_ok=True)
 
@@ -184,6 +185,10 @@ class StopRequests:
             return
         if number == signal.SIGINT and not self._deferred:
             raise KeyboardInterrupt
+        if number == signal.SIGTERM and not (self._deferred or self._asked) and _together():
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         self._asked = self._asked or _BY_SIGNAL[signal.Signals(number)]
         if not self._deferred:
             raise self.stopped(self._asked)
@@ -194,6 +199,10 @@ class StopRequests:
                 self._asked = self._asked or _FILE
                 os.kill(os.getpid(), signal.SIGTERM)  # an exception can only be raised in the main thread
                 return
+
+
+def _together() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _forget_if_old(file: Path) -> None:

@@ -28,7 +28,7 @@ from lora_dpo.tree.ragged import Ragged
 from lora_dpo.tree.sequences import Distinct
 
 
-class PreferenceTrainer(ResumableTrainer, GuardedTrainer, PlannedTrainer, DPOTrainer):
+class PreferenceTrainer(GuardedTrainer, ResumableTrainer, PlannedTrainer, DPOTrainer):
     """Trains on pairs that are tokenised already, over trees where the model can, and checks the first loss.
 
     Losses and reference handling are TRL's. Until `fill_reference`, the reference is computed live.

@@ -79,8 +79,28 @@ def test_the_second_signal_or_one_before_there_is_a_run_ends_the_training(known:
         run.create(RECIPE, overwrite=False)
         run.stop_file.write_text("of an earlier process", encoding="utf-8")  # is taken away
     child = "import os, signal, time\n" + (1 + known) * "os.kill(os.getppid(), signal.SIGTERM); time.sleep(1)\n"
-    assert run_launch(Launch("single", 1, [sys.executable, "-c", child + "time.sleep(100)"]), run) == -signal.SIGTERM
+    code = run_launch(Launch("single", 1, [sys.executable, "-c", child + "time.sleep(100)"]), run)
+    assert code == (-signal.SIGKILL if known else -signal.SIGTERM)
     assert run.stop_file.exists() == known
+
+
+def test_nohup_is_respected(run: RunFolder) -> None:
+    run.create(RECIPE, overwrite=False)
+    child = "import os, signal, time; os.kill(os.getppid(), signal.SIGHUP); time.sleep(1)"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run_launch(Launch("single", 1, [sys.executable, "-c", child]), run) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not run.stop_file.exists()
+
+
+def test_a_training_that_outlives_its_launcher_is_waited_for(run: RunFolder, tmp_path: Path) -> None:
+    """Slurm signals every process of a job; the launcher then ends first."""
+    training = f"import time; time.sleep(2); open({str(tmp_path / 'saved')!r}, 'w')"
+    launcher = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {training!r}])"
+    assert run_launch(Launch("single", 1, [sys.executable, "-c", launcher]), run) == 0
+    assert (tmp_path / "saved").exists()
 
 
 def test_a_run_that_stopped_in_order_says_so_by_its_code(run: RunFolder) -> None:

@@ -5,7 +5,8 @@
 Kinds: kill (SIGKILL), term, usr1, interrupt (signals), hang (sleeps for ever), nan (the loss becomes NaN), touch FILE,
 fill FILE (writes until the disk is full). Moments: data (when the data has been read), reference (after `number`
 batches of the reference pass), step (while the step after `number` steps is computed); before save, save, commit
-(before the checkpoint of step `number` is written, when it is half written, when all but its manifest is).
+(before the checkpoint of step `number` is written, when it is half written, when all but its manifest is); report
+(when the adapter has been saved).
 """
 
 from __future__ import annotations
@@ -128,6 +129,12 @@ def hit(trainer: Any, kind: str, number: int) -> None:
         strike(kind)
 
 
+def at_report(kind: str, number: int) -> None:
+    from lora_dpo import pipeline
+
+    before(pipeline, "_evaluate", lambda *args: strike(kind))
+
+
 MOMENTS = {
     "data": at_data,
     "reference": at_reference,
@@ -135,6 +142,7 @@ MOMENTS = {
     "before save": before_save,
     "save": at_save,
     "commit": at_commit,
+    "report": at_report,
 }
 
 if __name__ == "__main__":

@@ -171,6 +171,7 @@ FAULTS: dict[str, Strike] = {
     "kill -9 in a save": _in_a_save("kill"),
     "kill -9 in the reference pass": _in_process(kind="kill", at="reference", number=1),
     "kill -9 in the data": _in_process(kind="kill", at="data"),
+    "kill -9 in the report": _in_process(kind="kill", at="report"),
     "truncated file": _damage(_truncate),
     "flipped bit": _damage(_flip),
     "missing file": _damage(lambda file, chance: file.unlink()),
@@ -179,6 +180,7 @@ FAULTS: dict[str, Strike] = {
     "NaN loss": _in_process(kind="nan", at="step"),
     "SIGTERM": _in_process(kind="term", at="step"),
     "SIGUSR1": _in_process(kind="usr1", at="step"),
+    "SIGUSR1 in the reference pass": _in_process(kind="usr1", at="reference", number=1),
     "SIGTERM in a save": _in_a_save("term"),
     "stop file": _stop_file,
 }

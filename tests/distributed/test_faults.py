@@ -29,6 +29,7 @@ SAYS = {
     "disk full": ["Error: The disk is full", "run.folder=DIR"],
     "hang": ["[rank 0] Error: no micro-batch has ended for 5 seconds", "[rank 1] Error: no micro-batch", "in strike"],
     "NaN loss": ["Error: The loss became no number at step", "data.jsonl, line ", "train.on_nan=skip"],
+    "SIGUSR1 in the reference pass": ["Stopped by SIGUSR1, before the first step"],
     "SIGTERM": ["Stopped by SIGTERM, after step"],
     "SIGUSR1": ["Stopped by SIGUSR1, after step"],
     "SIGTERM in a save": ["Stopped by SIGTERM, after step"],

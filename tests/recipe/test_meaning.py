@@ -18,7 +18,13 @@ def test_every_key_that_may_change_is_a_key() -> None:
 
 def test_how_a_run_is_carried_out_does_not_change_its_meaning() -> None:
     other = recipe(
-        train={"strategy": "zero3", "micro_batch_size": 2, "save_steps": 7, "keep_checkpoints": 9, "max_hours": 3},
+        train={
+            "strategy": "zero3",
+            "gradient_checkpointing": True,
+            "save_steps": 7,
+            "keep_checkpoints": 9,
+            "max_hours": 3,
+        },
         evaluation={"samples": 0},
         slurm={"nodes": 4},
         run={"name": "r", "folder": "elsewhere", "resume": "never"},
@@ -43,6 +49,15 @@ def test_each_key_that_decides_the_model_is_named_with_both_values() -> None:
         "train.trl.adam_beta2: null -> 0.95",
     ]
     assert meaning_hash(recipe()) != meaning_hash(other)
+
+
+def test_large_questions_are_cut_by_the_token_budget() -> None:
+    """Another cut is another order of the pairs, but what pairs are cut by only where steps are."""
+    key = "train.tokens_per_micro_batch"
+    assert changed_meaning(recipe(), recipe(train={"tokens_per_micro_batch": 2048})) == [f"{key}: 4096 -> 2048"]
+    assert changed_meaning(recipe(), recipe(train={"micro_batch_size": 2})) == [f"{key}: 4096 -> null"]
+    by_pairs = recipe(train={"micro_batch_size": 2, "trees": "off"})
+    assert changed_meaning(by_pairs, recipe(train={"micro_batch_size": 4})) == []
 
 
 def test_a_renamed_run_is_the_same_training_under_another_name() -> None:

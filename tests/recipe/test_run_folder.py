@@ -4,10 +4,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from lora_dpo.errors import UserError
-from lora_dpo.recipe.run_folder import RunFolder, write_json, write_text
+from lora_dpo.recipe.run_folder import RunFolder, partial_path, replace_folder, write_json, write_text
 from lora_dpo.recipe.schema import Recipe
 
 
@@ -91,8 +91,8 @@ def test_reopening_keeps_what_is_there_and_writes_the_recipe_of_now(run: RunFold
     assert run.load_recipe().train.save_steps == 5
     assert run.metrics.read_text(encoding="utf-8") == "of the first process"
     assert not run.stopped.exists()
-    with pytest.raises(UserError, match="Another process is writing"):
-        run.reopen(recipe(tmp_path))
+    with pytest.raises(Timeout):
+        FileLock(run.path / ".lock").acquire(timeout=0)
     lock.release()
 
 
@@ -240,3 +240,34 @@ def test_two_processes_cannot_write_one_run(run: RunFolder, tmp_path: Path) -> N
     with lock, pytest.raises(UserError, match="Another process is writing"):
         run.create(recipe(tmp_path, epochs=9), overwrite=True)
     assert contents(run.path) == before
+
+
+@pytest.mark.parametrize("left", [(".lock",), (".lock", "stop")])
+def test_what_a_crash_left_of_no_run_is_not_in_the_way(tmp_path: Path, left: tuple[str, ...]) -> None:
+    for name in left:
+        write_text(tmp_path / "first" / name, "")
+    RunFolder.of(recipe(tmp_path)).create(recipe(tmp_path), overwrite=False).release()
+    assert RunFolder.of(recipe(tmp_path)).is_run
+
+
+def test_discarded_results_do_not_come_back_though_one_cannot_be_removed(run: RunFolder, tmp_path: Path) -> None:
+    finish(run)
+    run.create(recipe(tmp_path, epochs=9), overwrite=True)
+    open_file = run.path / ".replaced" / "plots"
+    mount = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", open_file], capture_output=True, check=False)
+    write_text(run.metrics, "of the new run")
+    run.discard_replaced()
+    try:
+        run.restore_replaced()
+        assert run.metrics.read_text(encoding="utf-8") == "of the new run"
+        assert run.load_recipe().train.epochs == 9
+    finally:
+        if mount.returncode == 0:
+            subprocess.run(["umount", run.path / ".discarded" / "plots"], check=True)
+
+
+def test_a_folder_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+    write_text(tmp_path / "adapter" / "old", "old")
+    write_text(tmp_path / ".adapter.partial" / "new", "new")
+    replace_folder(partial_path(tmp_path / "adapter"), tmp_path / "adapter")
+    assert contents(tmp_path) == {"adapter/new": b"new"}

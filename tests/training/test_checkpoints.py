@@ -12,7 +12,15 @@ from lora_dpo.training.checkpoints import About, Checkpoints, read
 
 
 def about(step: int, **changes) -> About:
-    values = {"max_steps": 9, "world_size": 1, "layout": "replicated", "recipe": {}, "data": {}, "metrics_bytes": 0}
+    values = {
+        "max_steps": 9,
+        "world_size": 1,
+        "layout": "replicated",
+        "recipe": {},
+        "data": {},
+        "origin": {},
+        "metrics_bytes": 0,
+    }
     return About(step=step, **{**values, **changes})
 
 

@@ -11,7 +11,10 @@ from lora_dpo.training.hang import HangWatch
 def waits_for_ever():
     time.sleep(100)
 
-with HangWatch(0.5).watching():
+watch = HangWatch(0.5)
+with watch.watching():
+    time.sleep(1.5)  # as an engine that is started
+    watch.beat()
     waits_for_ever()
 """
 
@@ -35,7 +38,9 @@ import ctypes
 from lora_dpo.training import hang
 
 hang._LOOKS_EACH_SECONDS = 0.1
-with hang.HangWatch(0.5).watching():
+watch = hang.HangWatch(0.5)
+with watch.watching():
+    watch.beat()
     ctypes.PyDLL(None).sleep(100)
 """
 
@@ -56,4 +61,4 @@ def test_one_that_holds_the_interpreter_ends_as_well(tmp_path: Path) -> None:
     done = run_python("-c", HOLDS_THE_INTERPRETER, cwd=tmp_path)
     assert done.returncode == 1
     assert "Timeout" in done.stderr
-    assert 'File "<string>", line 7' in done.stderr
+    assert 'File "<string>", line 9' in done.stderr

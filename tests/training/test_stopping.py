@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from lora_dpo.training.stopping import REASONS, Deadline, Stopped, StopRequests
+from tests.process import run_python
 
 
 @pytest.fixture
@@ -41,6 +42,23 @@ def test_a_signal_outside_of_the_loop_ends_at_once(file: Path) -> None:
         send(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), StopRequests(file):
         send(signal.SIGINT)
+
+
+KILLED_WITH_THE_OTHERS = """
+import os, signal, time
+from pathlib import Path
+from lora_dpo.training.stopping import StopRequests
+with StopRequests(Path("stop")):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+
+
+def test_a_launcher_that_ends_the_others_of_a_dead_process_asks_for_no_stop(tmp_path: Path) -> None:
+    done = run_python("-c", KILLED_WITH_THE_OTHERS, cwd=tmp_path, WORLD_SIZE="2")
+    assert done.returncode == -signal.SIGTERM
+    alone = run_python("-c", KILLED_WITH_THE_OTHERS, cwd=tmp_path)
+    assert "Stopped: Stopped by SIGTERM, before the first step." in alone.stderr
 
 
 def test_one_that_came_too_late_for_the_loop_is_not_forgotten(file: Path) -> None:
