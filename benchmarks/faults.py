@@ -16,6 +16,7 @@ import random
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,10 +52,12 @@ def main(
     # Every fault comes in turn, each time in another mode.
     plan = [(faults[n % len(faults)], modes[(n + n // len(faults)) % len(modes)]) for n in range(rounds)]
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        done = _soak(plan, Path(folder), seed)
-    entry = _summary(done, seed)
-    if output:
-        write_text(output, json.dumps(entry, indent=2) + "\n")
+        done = []
+        for result in _soak(plan, Path(folder), seed):
+            done.append(result)
+            entry = _summary(done, seed)
+            if output:
+                write_text(output, json.dumps(entry, indent=2) + "\n")  # after each round: all of them take long
     if as_json:
         out.print_json(json.dumps(entry))
     else:
@@ -62,13 +65,13 @@ def main(
     raise typer.Exit(0 if all(each.identical for each in done) else 1)
 
 
-def _soak(plan: list[tuple[str, str]], folder: Path, seed: int) -> list[Round]:
-    from lora_dpo.console import err
+def _soak(plan: list[tuple[str, str]], folder: Path, seed: int) -> Iterator[Round]:
+    from lora_dpo.console import note
     from tests.distributed.runs import MODES, SmallRun
     from tests.distributed.soak import run_round
     from tests.tiny import save_tiny_model
 
-    chance, undisturbed, done = random.Random(seed), {}, []
+    chance, undisturbed = random.Random(seed), {}
     models = {name: save_tiny_model(name, folder / name) for name in {MODES[mode].architecture for _, mode in plan}}
     for number, (fault, name) in enumerate(plan, start=1):
         mode = MODES[name]
@@ -80,11 +83,10 @@ def _soak(plan: list[tuple[str, str]], folder: Path, seed: int) -> list[Round]:
             undisturbed[name] = plain.outcome()
         run = SmallRun(folder / f"round-{number}", models[mode.architecture])
         result = run_round(fault, name, mode, run, undisturbed[name], chance)
-        done.append(result)
         verdict = "identical" if result.identical else "DIFFERENT" if result.survived else "LOST"
         lost = f"{result.steps_lost} steps lost, {result.starts} starts"
-        err.print(f"{number:3}/{len(plan)}  {fault:30} {name:8} {verdict}, {lost}{'' if result.struck else ', missed'}")
-    return done
+        note(f"{number:3}/{len(plan)}  {fault:30} {name:8} {verdict}, {lost}{'' if result.struck else ', missed'}")
+        yield result
 
 
 def _summary(done: list[Round], seed: int) -> dict[str, Any]:

@@ -113,10 +113,11 @@ def _in_a_save(kind: str) -> Strike:
 def _kill_all(run: SmallRun, mode: Mode, chance: random.Random) -> subprocess.CompletedProcess[str]:
     """Kills the launcher and every process below it at some moment, the start included."""
     process = run.spawn(mode)
-    metrics, patience = run.path / "metrics.jsonl", time.monotonic() + 120
-    while process.poll() is None and not metrics.exists() and time.monotonic() < patience:
-        time.sleep(0.01)
-    time.sleep(chance.random())
+    metrics, lines, patience = run.path / "metrics.jsonl", chance.randrange(9), time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < patience:
+        if run.path.exists() and (lines == 0 or (metrics.exists() and metrics.read_text().count("\n") >= lines)):
+            break
+        time.sleep(0.001)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     out, err = process.communicate()

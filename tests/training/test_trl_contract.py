@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+import pytest
 import torch
 import trl
+from transformers import Trainer
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -23,6 +25,37 @@ def test_signatures_that_are_overridden() -> None:
     assert list(prepare.parameters) == ["self", "dataset", "processing_class", "args", "dataset_name"]
     loss = inspect.signature(DPOTrainer.compute_loss)
     assert list(loss.parameters) == ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
+
+
+def test_methods_of_trainer_that_checkpoints_pass_through() -> None:
+    signatures = {
+        "_save_checkpoint": ["self", "model", "trial"],
+        "_prepare_for_training": ["self", "max_steps", "train_dataloader", "resume_from_checkpoint"],
+        "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+        "_evaluate": ["self", "trial", "ignore_keys_for_eval", "skip_scheduler"],
+        "_determine_best_metric": ["self", "metrics", "trial"],
+    }
+    for name, parameters in signatures.items():
+        assert list(inspect.signature(getattr(Trainer, name)).parameters) == parameters
+    assert list(inspect.signature(Trainer._init_training_state).parameters)[:2] == ["self", "max_steps"]
+    assert "epoch" in inspect.signature(Trainer._run_epoch).parameters
+    loop = inspect.getsource(Trainer._inner_training_loop)
+    for name in ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged"):
+        assert f"self.{name} = " in loop  # set anew before the first epoch, so that ours are given back after it
+    steps = inspect.getsource(Trainer._run_epoch)
+    assert steps.index("self._load_rng_state") < steps.index("self.training_step")
+    assert steps.index("on_step_end") < steps.index("self._maybe_log_save_evaluate")
+    after_a_step = inspect.getsource(Trainer._maybe_log_save_evaluate)
+    order = [after_a_step.index(word) for word in ("self.log(", "self._evaluate(", "self._save_checkpoint(")]
+    assert order == sorted(order)
+
+
+def test_deepspeed_s_hooks_can_be_taken_down() -> None:
+    zero = pytest.importorskip("deepspeed.runtime.zero.parameter_offload")
+    assert "_remove_module_hooks" in inspect.getsource(zero.DeepSpeedZeRoOffload.destroy)
+    coordinator = zero.PartitionedParameterCoordinator
+    assert callable(coordinator._invalidate_trace)
+    assert callable(coordinator.is_invalid_trace)
 
 
 def test_collator_puts_chosen_rows_first() -> None:
