@@ -44,17 +44,15 @@ def run_launch(launch: Launch, run: RunFolder | None) -> int:
         code_file = Path(folder) / "exit_code"
         environment = {**os.environ, EXIT_CODE_FILE: str(code_file)}
         process = subprocess.Popen(launch.command, env=environment, start_new_session=True)
-        with _signals_passed_on(process.pid, run):
+        with _signals_passed_on(code_file, run):
             code = process.wait()
-            psutil.wait_procs(
-                _below(process.pid)
-            )  # a launcher that was killed leaves its trainings to end by themselves
+            psutil.wait_procs(_started_with(code_file))  # what a launcher that was killed has left behind
         own_code = code_file.read_text(encoding="ascii") if code_file.is_file() else ""
         return int(own_code) if own_code.isdigit() else code
 
 
 @contextlib.contextmanager
-def _signals_passed_on(session: int, run: RunFolder | None) -> Iterator[None]:
+def _signals_passed_on(code_file: Path, run: RunFolder | None) -> Iterator[None]:
     signals_seen = 0
 
     def pass_on(number: int, frame: object) -> None:
@@ -64,7 +62,7 @@ def _signals_passed_on(session: int, run: RunFolder | None) -> Iterator[None]:
             write_text(run.stop_file, _SIGNALS[signal.Signals(number)])
             note("Asked the training to save and leave after this step; a second signal ends it at once.")
             return
-        for process in _below(session):
+        for process in _started_with(code_file):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate() if signals_seen == 1 else process.kill()
 
@@ -78,11 +76,11 @@ def _signals_passed_on(session: int, run: RunFolder | None) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _below(session: int) -> list[psutil.Process]:
-    """Returns the launcher and the trainings below it, though it may have ended."""
+def _started_with(code_file: Path) -> list[psutil.Process]:
+    """Returns the launcher and all below it, known by their environment: torchrun gives each training a session."""
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+        with contextlib.suppress(psutil.Error, OSError):  # it has just ended, or is another user's
+            if process.environ().get(EXIT_CODE_FILE) == str(code_file) and process.pid != os.getpid():
                 found.append(process)
     return found

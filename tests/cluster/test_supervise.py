@@ -98,7 +98,7 @@ def test_nohup_is_respected(run: RunFolder) -> None:
 def test_a_training_that_outlives_its_launcher_is_waited_for(run: RunFolder, tmp_path: Path) -> None:
     """Slurm signals every process of a job; the launcher then ends first."""
     training = f"import time; time.sleep(2); open({str(tmp_path / 'saved')!r}, 'w')"
-    launcher = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {training!r}])"
+    launcher = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {training!r}], start_new_session=True)"
     assert run_launch(Launch("single", 1, [sys.executable, "-c", launcher]), run) == 0
     assert (tmp_path / "saved").exists()
 

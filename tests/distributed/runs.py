@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from tests.process import ROOT
@@ -19,6 +20,15 @@ from tests.process import ROOT
 SAVE_STEPS = 3
 WALL_TIMES = ("tokens_per_second", "pairs_per_second", "runtime", "samples_per_second", "steps_per_second")
 FAULTY = ROOT / "tests" / "distributed" / "faulty.py"
+
+
+def kill_all(launcher: int) -> None:
+    """Kills a launcher and everything below it; torchrun gives each process a session of its own."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(launcher)
+        for each in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +114,14 @@ class SmallRun:
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_all(process.pid)
             raise
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def spawn(
         self, mode: Mode, *overrides: str, fault: dict[str, Any] | None = None, **environment: str
     ) -> subprocess.Popen[str]:
-        """Starts the recipe, in a process group of its own."""
+        """Starts the recipe."""
         env = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -130,7 +140,6 @@ class SmallRun:
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,
         )
 
     def outcome(self) -> dict[str, Any]:

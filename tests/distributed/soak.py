@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.distributed.runs import SAVE_STEPS, Mode, SmallRun
+from tests.distributed.runs import SAVE_STEPS, Mode, SmallRun, kill_all
 
 _STARTS_AT_MOST = 4
 _RUN_BYTES = 64 * 2**20
@@ -118,8 +117,7 @@ def _kill_all(run: SmallRun, mode: Mode, chance: random.Random) -> subprocess.Co
         if run.path.exists() and (lines == 0 or (metrics.exists() and metrics.read_text().count("\n") >= lines)):
             break
         time.sleep(0.001)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    kill_all(process.pid)
     out, err = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
