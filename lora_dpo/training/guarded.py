@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,9 +23,10 @@ _PAIRS_SHOWN = 8
 
 
 class GuardedTrainer:
-    """What goes in front of a `PlannedTrainer`. `guard` must have been called before `train`."""
+    """What goes in front of a `PlannedTrainer`. `guard` must be called when it has been made."""
 
-    _hang: HangWatch | None = None
+    _hang: HangWatch
+    _finite: FiniteCheck
     _gate: GradientGate | None = None
     _flat_gradients = False
 
@@ -47,13 +47,12 @@ class GuardedTrainer:
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Trains under watch."""
-        with self._hang.watching() if self._hang else nullcontext():
+        with self._hang.watching():
             return super().train(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Computes a micro-batch's gradients; after a step's last one they are the mean over the processes."""
-        if self._hang:
-            self._hang.beat()
+        self._hang.beat()
         loss = super().training_step(*args, **kwargs)
         if self._flat_gradients and self.accelerator.sync_gradients:
             mean_gradients(p for p in self.model.parameters() if p.requires_grad)
@@ -61,14 +60,13 @@ class GuardedTrainer:
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates a micro-batch."""
-        if self._hang:
-            self._hang.beat()
+        self._hang.beat()
         return super().prediction_step(*args, **kwargs)
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Computes TRL's loss and looks at it."""
         result = super().compute_loss(model, inputs, *args, **kwargs)
-        if not (model.training and self._hang):
+        if not model.training:
             return result
         loss, *others = result if isinstance(result, tuple) else (result,)
         if self._gate is not None:
@@ -92,17 +90,16 @@ class GuardedTrainer:
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         norm = super()._get_grad_norm(*args, **kwargs)
-        if self._hang and norm is not None and not self.args.fp16:  # fp16 overflows now and then; its scaler knows
+        if norm is not None and not self.args.fp16:  # fp16 overflows now and then; its scaler knows
             self._finite.see_gradient_norm(norm)
         return norm
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if self._hang:
-            self._check_finite()
+        self._check_finite()
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with self._hang.paused() if self._hang else nullcontext():  # a large model may take its time
+        with self._hang.paused():  # a large model may take its time
             super()._save_checkpoint(*args, **kwargs)
 
     def _check_finite(self) -> None:
@@ -132,9 +129,9 @@ class GuardedTrainer:
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         model, loader = super()._prepare_for_training(*args, **kwargs)
-        if self._hang and self._skip:  # only now are these the parameters that will be trained, under FSDP2
+        if self._skip:  # only now are these the parameters that will be trained, under FSDP2
             self._gate = GradientGate(p for p in self.model.parameters() if p.requires_grad)
-        if self._hang and self._sum_in_one_piece and isinstance(model, DistributedDataParallel):
+        if self._sum_in_one_piece and isinstance(model, DistributedDataParallel):
             leave_gradients_alone(model)
             self._flat_gradients = True
         return model, loader
