@@ -66,7 +66,9 @@ def main(
 
 
 def _soak(plan: list[tuple[str, str]], folder: Path, seed: int) -> Iterator[Round]:
-    from lora_dpo.console import note
+    from rich.text import Text
+
+    from lora_dpo.console import err, note
     from tests.distributed.runs import MODES, SmallRun
     from tests.distributed.soak import run_round
     from tests.tiny import save_tiny_model
@@ -86,6 +88,8 @@ def _soak(plan: list[tuple[str, str]], folder: Path, seed: int) -> Iterator[Roun
         verdict = "identical" if result.identical else "DIFFERENT" if result.survived else "LOST"
         lost = f"{result.steps_lost} steps lost, {result.starts} starts"
         note(f"{number:3}/{len(plan)}  {fault:30} {name:8} {verdict}, {lost}{'' if result.struck else ', missed'}")
+        if not result.identical:
+            err.print(Text(result.said))
         yield result
 
 

@@ -18,7 +18,7 @@ from lora_dpo.recipe.schema import Recipe
 
 _MARK = "# Resolved by lora-dpo: what this run was asked for, defaults included.\n"
 _LOCK = ".lock"
-_OF_NO_RUN = {_LOCK, "stop"}
+_REPLACED, _DISCARDED = ".replaced", ".discarded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class RunFolder:
             )
         if not os.access(existing, os.W_OK | os.X_OK):
             raise UserError(f"{existing} may not be written to.", fix="Choose another run.folder.")
-        if not self.path.is_dir() or {file.name for file in self.path.iterdir()} <= _OF_NO_RUN:
+        if not self.path.is_dir() or all(_of_no_run(file) for file in self.path.iterdir()):
             return
         if not self.is_run:
             raise UserError(
@@ -197,6 +197,9 @@ class RunFolder:
         self.check_free(recipe, overwrite=overwrite)
         self.path.mkdir(parents=True, exist_ok=True)
         lock = self.lock()
+        if self._replaced.is_dir() and not self.is_run:  # a start was killed while it put an earlier run aside
+            self.restore_replaced()
+            self.check_free(recipe, overwrite=overwrite)
         if self._replaced.is_dir():  # what is here now is of a start that never made a step
             self._remove_results()
         else:
@@ -235,7 +238,7 @@ class RunFolder:
 
     def discard_replaced(self) -> None:
         """Removes what `create` put aside."""
-        discarded = self._replaced.with_name(".discarded")
+        discarded = self._replaced.with_name(_DISCARDED)
         shutil.rmtree(discarded, ignore_errors=True)
         if self._replaced.is_dir():
             self._replaced.rename(discarded)  # from now on nothing brings it back, though a file may be undeletable
@@ -250,7 +253,7 @@ class RunFolder:
 
     @property
     def _replaced(self) -> Path:
-        return self.path / ".replaced"
+        return self.path / _REPLACED
 
     def _move_results(self, source: Path, target: Path) -> None:
         for file in self._results():
@@ -268,6 +271,12 @@ class RunFolder:
         folders = (self.data, self.checkpoints, self.adapter, self.model, self.plots, self.tensorboard)
         files = (self.report_json, self.report_md, self.metrics, self.provenance, self.stopped)
         return (*files, *folders, self.recipe)  # the recipe comes last: without it the folder is nobody's run
+
+
+def _of_no_run(file: Path) -> bool:
+    """Returns whether a file in a run folder may be there without a run: what a start that was killed has left."""
+    name = file.name
+    return name in (_LOCK, "stop", _REPLACED, _DISCARDED) or (name.startswith(".") and name.endswith(".partial"))
 
 
 def _remove(path: Path) -> None:

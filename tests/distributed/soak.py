@@ -8,7 +8,7 @@ import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def run_round(
         chance: Draws the moment.
     """
     result = Round(name, mode_name)
-    with _its_own_filesystem(run) if name == "disk full" else _nothing():
+    with _its_own_filesystem(run) if name == "disk full" else nullcontext():
         struck = FAULTS[name](run, mode, chance)
         result.starts, result.said = 1, struck.stderr
         result.struck = struck.returncode != 0 or not (run.path / "report.json").exists()
@@ -196,8 +196,3 @@ def _its_own_filesystem(run: SmallRun) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True, capture_output=True)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -242,12 +242,29 @@ def test_two_processes_cannot_write_one_run(run: RunFolder, tmp_path: Path) -> N
     assert contents(run.path) == before
 
 
-@pytest.mark.parametrize("left", [(".lock",), (".lock", "stop")])
+@pytest.mark.parametrize("left", [(".lock",), (".lock", "stop"), (".lock", ".recipe.yaml.partial")])
 def test_what_a_crash_left_of_no_run_is_not_in_the_way(tmp_path: Path, left: tuple[str, ...]) -> None:
     for name in left:
         write_text(tmp_path / "first" / name, "")
     RunFolder.of(recipe(tmp_path)).create(recipe(tmp_path), overwrite=False).release()
     assert RunFolder.of(recipe(tmp_path)).is_run
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_that_was_being_put_aside_when_its_successor_was_killed_is_not_lost(
+    run: RunFolder, tmp_path: Path, overwrite: bool
+) -> None:
+    finish(run)
+    before = contents(run.path)
+    run.create(recipe(tmp_path, epochs=9), overwrite=True).release()
+    run.recipe.unlink()  # killed before it was written
+    if overwrite:
+        run.create(recipe(tmp_path, epochs=9), overwrite=True)
+        assert (run.path / ".replaced" / "report.json").is_file()
+        return
+    with pytest.raises(UserError, match="holds a finished run"):
+        run.create(recipe(tmp_path, epochs=9), overwrite=False)
+    assert contents(run.path) == before
 
 
 def test_discarded_results_do_not_come_back_though_one_cannot_be_removed(run: RunFolder, tmp_path: Path) -> None:
