@@ -165,9 +165,12 @@ def _train(
         return
     code = run_launch(launch, None if reference_only else run)
     if code == STOPPED_EXIT_CODE:
-        flags = ["--processes", str(processes)] * (processes is not None) + ["--reference-only"] * reference_only
-        again = ["lora-dpo", "dpo", *(word for word in words if not word.startswith("run.resume=")), *flags]
-        err.print(f"Go on with: {shlex.join(again)}", soft_wrap=True)
+        began = not reference_only and run.has_begun
+        again = [word for word in words if not (began and word.startswith("run.resume="))]
+        again += ["--processes", str(processes)] * (processes is not None) + ["--reference-only"] * reference_only
+        again += ["--overwrite"] * (overwrite and not began)  # what it was to replace is still there
+        begin = "Go on" if began or reference_only else "Start again"
+        err.print(f"{begin} with: {shlex.join(['lora-dpo', 'dpo', *again])}", soft_wrap=True)
     if code:
         raise typer.Exit(code)
 

@@ -135,6 +135,14 @@ class RunFolder:
         """Whether the run went through to its report."""
         return self.report_json.is_file()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the run that was stopped last had made a step, so that there is something to go on from."""
+        try:
+            return json.loads(self.stopped.read_text(encoding="utf-8"))["step"] is not None
+        except (OSError, ValueError, KeyError):
+            return False
+
     def load_recipe(self) -> Recipe:
         """Returns the recipe as it was resolved for this run."""
         return load_recipe(self.recipe)

@@ -21,7 +21,7 @@ from lora_dpo.console import tracked
 from lora_dpo.errors import UserError
 
 _MANIFEST = "manifest.json"
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _HASHING_THREADS = 4
 
 
@@ -82,6 +82,12 @@ def read(path: Path) -> Checkpoint:
     file = path / _MANIFEST
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+        if (version := content["schema_version"]) != _SCHEMA_VERSION:
+            raise UserError(
+                f"{path} was written by another version of lora-dpo.",
+                why=f"Its manifest has version {version}; this one reads version {_SCHEMA_VERSION}.",
+                fix="Go on with that version, or begin anew with --overwrite.",
+            )
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()}
         return Checkpoint(path, About(**content["about"]), files)
     except FileNotFoundError:
@@ -118,7 +124,7 @@ class Checkpoints:
         return sorted(int(match[1]) for match in found if match)
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """Returns the newest checkpoint whose every byte is right, and one line for each newer one that is damaged."""
+        """Returns the newest checkpoint whose every byte is right, and one line for each newer one that is not."""
         damaged = []
         for step in reversed(self.steps()):
             path = self.place(step)
@@ -131,7 +137,7 @@ class Checkpoints:
                 damage = str(error)
             if damage is None:
                 return checkpoint, damaged
-            damaged.append(f"{path} is damaged: {damage}")
+            damaged.append(f"{path} cannot be used: {damage}")
         return None, damaged
 
     def clear_partial(self) -> None:

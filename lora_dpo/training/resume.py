@@ -82,8 +82,14 @@ def _newest(run: RunFolder) -> Checkpoint | None:
     start, damaged = Checkpoints(run.checkpoints).newest()
     for line in damaged:
         note(f"Passed over: {line}.")
+    if start is None and damaged:
+        raise UserError(
+            f"{run.path} has no whole checkpoint left to go on from.",
+            why="All of them are damaged, or of another version of lora-dpo; see above.",
+            fix="Put one back from a copy, or begin anew with --overwrite.",
+        )
     if start is None:
-        note(f"{run.path} has no whole checkpoint: it begins again.")
+        note(f"{run.path} has no checkpoint yet: it begins again.")
     return start
 
 

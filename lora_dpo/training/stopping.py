@@ -128,6 +128,7 @@ class StopRequests:
             threading.Thread(target=self._watch, args=(self._file,), name="stop-file", daemon=True).start()
         for number in _BY_SIGNAL:
             self._before[number] = signal.signal(number, self._on_signal)
+        self._leave_sigterm_to_the_system()
         return self
 
     def __exit__(
@@ -142,10 +143,12 @@ class StopRequests:
     def in_the_loop(self) -> Iterator[None]:
         """Lets requests wait until the loop asks; one that came too late for that is still there after it."""
         self._deferred = True
+        signal.signal(signal.SIGTERM, self._on_signal)
         try:
             yield
         finally:
             self._deferred = False
+            self._leave_sigterm_to_the_system()
 
     def asked(self) -> int:
         """Returns the place in `REASONS` of what somebody has asked by, 0 for nothing."""
@@ -180,15 +183,16 @@ class StopRequests:
                 time.sleep(2 * _LOOKS_EACH_SECONDS)
             self._file.unlink(missing_ok=True)
 
+    def _leave_sigterm_to_the_system(self) -> None:
+        """Lets a launcher end this process at once, be it in native code that waits for a process that has died."""
+        if _together():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._leaving:
             return
         if number == signal.SIGINT and not self._deferred:
             raise KeyboardInterrupt
-        if number == signal.SIGTERM and not (self._deferred or self._asked) and _together():
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
         self._asked = self._asked or _BY_SIGNAL[signal.Signals(number)]
         if not self._deferred:
             raise self.stopped(self._asked)
@@ -197,7 +201,7 @@ class StopRequests:
         while not self._over.wait(_LOOKS_EACH_SECONDS):
             if not (self._deferred or self._leaving) and file.exists():
                 self._asked = self._asked or _FILE
-                os.kill(os.getpid(), signal.SIGTERM)  # an exception can only be raised in the main thread
+                os.kill(os.getpid(), signal.SIGUSR1)  # an exception can only be raised in the main thread
                 return
 
 

@@ -23,9 +23,9 @@ pytestmark = pytest.mark.slow
 MODE_OF = {"kill -9 of all": "ddp", "hang": "ddp", "NaN loss": "ddp", "kill -9 in a save": "zero2", "stop file": "ddp"}
 LOST_AT_MOST = {name: 2 * SAVE_STEPS for name in ("truncated file", "flipped bit", "missing file")}
 SAYS = {
-    "truncated file": ["Passed over: ", "is damaged:"],
-    "flipped bit": ["Passed over: ", "is damaged:"],
-    "missing file": ["Passed over: ", "is damaged:"],
+    "truncated file": ["Passed over: ", "cannot be used:"],
+    "flipped bit": ["Passed over: ", "cannot be used:"],
+    "missing file": ["Passed over: ", "cannot be used:"],
     "disk full": ["Error: The disk is full", "run.folder=DIR"],
     "hang": ["[rank 0] Error: no micro-batch has ended for 5 seconds", "[rank 1] Error: no micro-batch", "in strike"],
     "NaN loss": ["Error: The loss became no number at step", "data.jsonl, line ", "train.on_nan=skip"],

@@ -78,7 +78,7 @@ def test_the_newest_whole_one_is_found_and_damaged_ones_are_named(checkpoints: C
     newest, damaged = checkpoints.newest()
     assert newest.about.step == 2
     (line,) = damaged
-    assert line.startswith(f"{checkpoints.place(10)} is damaged: {words}")
+    assert line.startswith(f"{checkpoints.place(10)} cannot be used: {words}")
 
 
 def test_no_checkpoint_at_all(checkpoints: Checkpoints) -> None:
@@ -142,7 +142,14 @@ def test_a_finished_run_keeps_what_it_was_asked_to(tmp_path: Path, keep: int, le
     assert not checkpoints.partial.exists()
 
 
+def test_one_of_another_version_is_not_called_damaged(checkpoints: Checkpoints) -> None:
+    file = write(checkpoints, 1) / "manifest.json"
+    file.write_text(file.read_text(encoding="utf-8").replace('"schema_version": 2', '"schema_version": 1'))
+    with pytest.raises(UserError, match="was written by another version of lora-dpo"):
+        read(file.parent)
+
+
 def test_a_manifest_says_its_version(checkpoints: Checkpoints) -> None:
     manifest = json.loads((write(checkpoints, 1) / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert set(manifest) == {"schema_version", "about", "files"}

@@ -47,8 +47,15 @@ def test_the_newest_whole_checkpoint_is_where_it_goes_on(run: RunFolder, tmp_pat
     assert find_start(recipe(tmp_path), run, DATA, ORIGIN, overwrite=False).about.step == 2
     assert "Passed over: " in capfd.readouterr().err
     os.truncate(run.checkpoints / "step-2" / "manifest.json", 1)
+    with pytest.raises(UserError, match="has no whole checkpoint left to go on from"):
+        find_start(recipe(tmp_path), run, DATA, ORIGIN, overwrite=False)
+
+
+def test_a_run_without_checkpoints_begins_again(tmp_path: Path, capfd) -> None:
+    run = RunFolder.of(recipe(tmp_path))
+    run.create(recipe(tmp_path), overwrite=False).release()
     assert find_start(recipe(tmp_path), run, DATA, ORIGIN, overwrite=False) is None
-    assert "has no whole checkpoint: it begins again." in " ".join(capfd.readouterr().err.split())
+    assert "has no checkpoint yet: it begins again." in " ".join(capfd.readouterr().err.split())
 
 
 @pytest.mark.parametrize(("resume", "overwrite"), [("never", False), ("auto", True), ("never", True)])
