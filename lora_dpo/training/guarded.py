@@ -20,6 +20,8 @@ from lora_dpo.training.hang import HangWatch
 from lora_dpo.training.reduction import leave_gradients_alone, mean_gradients
 
 _PAIRS_SHOWN = 8
+_EMPTY_STEPS = 3
+"""Steps in a row that may be left out whole: beyond them it is not the pairs, but the weights."""
 
 
 class GuardedTrainer:
@@ -28,6 +30,7 @@ class GuardedTrainer:
     _hang: HangWatch
     _finite: FiniteCheck
     _gate: GradientGate | None = None
+    _kept, _empty_steps = False, 0
     _flat_gradients = False
 
     def guard(self, pairs: Sequence[TokenisedPair], *, hang_seconds: float, skip: bool, adapter: bool) -> None:
@@ -71,6 +74,7 @@ class GuardedTrainer:
         loss, *others = result if isinstance(result, tuple) else (result,)
         if self._gate is not None:
             loss = self._let_through(loss)
+            self._kept = self._kept or not self._gate.closed
         self._finite.see_loss(loss)
         return (loss, *others) if isinstance(result, tuple) else loss
 
@@ -103,8 +107,13 @@ class GuardedTrainer:
             super()._save_checkpoint(*args, **kwargs)
 
     def _check_finite(self) -> None:
+        if not self._finite.seen:  # Trainer comes here once more at an epoch's end
+            return
         bad_losses, bad_gradient = self._finite.end_step()
-        loss, gradient = largest(int(bool(bad_losses)), int(bad_gradient))
+        loss, gradient, kept = largest(int(bool(bad_losses)), int(bad_gradient), int(self._kept))
+        self._empty_steps, self._kept = 0 if kept else self._empty_steps + 1, False
+        if self._gate is not None and self._empty_steps == _EMPTY_STEPS:
+            self._stop_since_nothing_is_left()
         if not (loss or gradient):
             return
         step = self.state.global_step
@@ -119,10 +128,21 @@ class GuardedTrainer:
             "model.dtype" + ("; or leave such micro-batches out: train.on_nan=skip." if culprits else "."),
         )
 
+    def _stop_since_nothing_is_left(self) -> None:
+        if not self.is_world_process_zero():
+            raise SystemExit(UserError.exit_code)  # the first process says it for all
+        raise UserError(
+            f"No loss of {_EMPTY_STEPS} steps in a row is a number, up to step {self.state.global_step}.",
+            why="With so many left out it is not the pairs: the weights, or the precision, have gone wrong.",
+            fix="Go back to an earlier checkpoint with run.resume=PATH, or begin anew with a smaller "
+            "train.learning_rate or another model.dtype.",
+        )
+
     def _names(self, place: int, step: int) -> str:
         """Returns where the pairs of one of this process's micro-batches come from."""
         plan = self.train_sampler.plan
-        indices = [pair.index for pair in plan.micro_batch(step, place, self.args.process_index)]
+        batch = plan.micro_batch(step, place, self.args.process_index)
+        indices = [pair.index for pair in batch if pair.weight > 0]  # others only fill a place
         names = [self._guarded_pairs[index].pair.origin for index in indices]
         more = f" and {len(names) - _PAIRS_SHOWN} more" if len(names) > _PAIRS_SHOWN else ""
         return "; ".join(names[:_PAIRS_SHOWN]) + more

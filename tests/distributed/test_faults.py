@@ -94,6 +94,15 @@ def test_a_micro_batch_whose_loss_is_no_number_can_be_left_out(expected, tiny_mo
     assert all(loss is not None and 0.0 < loss < 0.8 for step, loss in losses.items() if step != 6)
 
 
+def test_nothing_goes_on_where_every_micro_batch_is_left_out(tiny_models, tmp_path: Path) -> None:
+    run = SmallRun(tmp_path, tiny_models("llama"))
+    words = ("train.on_nan=skip", "train.learning_rate=1e30")
+    done = run.start(MODES["single"], *words, LORA_DPO_EXIT_CODE_FILE=str(tmp_path / "code"))
+    assert (tmp_path / "code").read_text() == "2", done.stderr[-3000:]
+    assert "Error: No loss of 3 steps in a row is a number, up to step" in " ".join(done.stderr.split())
+    assert not (run.path / "adapter").exists()
+
+
 def test_it_leaves_in_time(tiny_models, tmp_path: Path) -> None:
     """The clock starts with the process, so that loading counts; the rest is what steps and saves take here."""
     run = SmallRun(tmp_path, tiny_models("llama"), train={"epochs": 1000, "max_hours": 20 / 3600})
