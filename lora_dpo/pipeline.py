@@ -61,7 +61,8 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
     with StopRequests(run.stop_file, Deadline.of(recipe.train.max_hours)) as stop, ExitStack() as held:
         setting = prepare_setting(recipe)
         if is_main_process():
-            err.print(to_yaml(recipe).rstrip())
+            if not run.is_run or overwrite:  # an interrupted run has shown it before
+                err.print(to_yaml(recipe).rstrip())
             err.print(counts_table(setting.prepared))
         arguments, world = check_launch(setting, checkpoints.partial)
         on_first(lambda: _take(run, recipe, held, overwrite=overwrite))
