@@ -58,25 +58,12 @@ def on_first(action: Callable[[], T]) -> T | None:
         Exception: What `action` raised, on the first process.
         SystemExit: It failed, on the others.
     """
-    return together(action if PartialState().is_main_process else _nothing)
-
-
-def _nothing() -> None:
-    return None
-
-
-def together(action: Callable[[], T]) -> T:
-    """Calls `action` on every process; if it fails on one, no process goes on.
-
-    Raises:
-        Exception: What `action` raised on this process.
-        SystemExit: It failed on another one, which says why.
-    """
     result, error = None, None
-    try:
-        result = action()
-    except Exception as failure:
-        error = failure
+    if PartialState().is_main_process:
+        try:
+            result = action()
+        except Exception as failure:
+            error = failure
     (failed,) = largest(int(error is not None))
     if error is not None:
         raise error

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from lora_dpo.console import is_main_process, note
 from lora_dpo.model.cache import cache_folder
 from lora_dpo.model.precision import choose_dtype
 from lora_dpo.recipe.schema import Recipe
+from lora_dpo.training.agreement import from_first
 from lora_dpo.training.reference_check import check_against_live
 from lora_dpo.training.reference_policy import ReferencePolicy, reference_policy
 from lora_dpo.training.reference_store import Entries, ReferenceStore
@@ -70,7 +70,7 @@ class ReferenceCache:
             trainer: Computes what is missing.
             wanted: The sequences.
         """
-        own, known = broadcast_object_list([self._read(wanted) if is_main_process() else None])[0]
+        own, known = from_first(lambda: self._read(wanted))
         missing = np.flatnonzero(known.find(wanted.keys) < 0)
         self.found, self.computed = len(wanted.keys) - len(missing), len(missing)
         note(
@@ -140,8 +140,7 @@ def fill_reference(
     Raises:
         UserError: The cache cannot be read or written, or what it holds is not what the reference computes.
     """
-    own = reference_policy(trainer, recipe) if is_main_process() else None
-    policy = broadcast_object_list([own])[0]
+    policy = from_first(lambda: reference_policy(trainer, recipe))
     if policy is None:
         note("The model has no files that it could be known by, so its reference log-probs are not kept on disk.")
         trainer.compute_reference()
