@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         from lora_dpo.recipe.loading import load_recipe
 
         recipe = load_recipe(arguments.recipe, arguments.overrides)
-        from accelerate import PartialState  # takes seconds to import, which a mistake in the recipe need not wait for
-
+        # These take seconds to import, which a mistake in the recipe need not wait for.
         from lora_dpo.pipeline import align, compute_reference
+        from lora_dpo.training.agreement import leave_together
         from lora_dpo.training.stopping import Stopped
 
         try:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             under_lora_dpo = EXIT_CODE_FILE in os.environ  # which says how to go on itself
             note(str(stopped) if under_lora_dpo else f"{stopped} Started again{again}, the run goes on from there.")
             leave_exit_code(STOPPED_EXIT_CODE)  # by a file: a launcher kills the other processes where one fails
-        PartialState().destroy_process_group()  # a process that ends while gloo's threads run may be aborted by them
+        leave_together()
 
 
 if __name__ == "__main__":

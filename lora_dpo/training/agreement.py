@@ -1,7 +1,10 @@
-"""What all processes must decide alike."""
+"""What all processes must decide or do alike."""
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -70,3 +73,18 @@ def on_first(action: Callable[[], T]) -> T | None:
     if failed:
         raise SystemExit(UserError.exit_code)
     return result
+
+
+def leave_together() -> None:
+    """Ends this process with success where it is one of several; alone, it goes on.
+
+    Gloo's threads outlive their process group, and now and then abort a process while Python takes itself down. The
+    launcher would call a run failed that has ended well, so what is left to do at exit is done, and nothing more.
+    """
+    state = PartialState()
+    if state.num_processes > 1:
+        state.destroy_process_group()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

@@ -131,7 +131,20 @@ def training_arguments(recipe: Recipe, plan: BatchPlan, n_pairs: int, n_validati
     # A single process that sees several GPUs would wrap the model in DataParallel, and multiply the batch by them.
     config._n_gpu = min(config.n_gpu, 1)
     _join_deepspeed(config)
+    if recipe.adapter.method != "full":
+        _reenter_under_zero3(config)
     return config
+
+
+def _reenter_under_zero3(config: DPOConfig) -> None:
+    """Has an adapter's checkpointed layers recomputed by re-entering them, which ZeRO-3 needs.
+
+    TRL says so under a name that Trainer no longer reads, and the backward pass would find weights of another shape.
+    """
+    plugin = config.deepspeed_plugin
+    if config.gradient_checkpointing and plugin is not None and plugin.zero_stage == 3:
+        wanted = {**(config.gradient_checkpointing_kwargs or {}), "use_reentrant": True}
+        config.gradient_checkpointing_kwargs = config.activation_checkpointing_kwargs = wanted
 
 
 def _join_deepspeed(config: DPOConfig) -> None:

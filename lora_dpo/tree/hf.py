@@ -139,7 +139,7 @@ class PlannedTrainer(ReferencePass):
 
     batching: Batching
     tallies: dict[str, Tally]
-    train_sampler: MicroBatchSampler
+    train_sampler: MicroBatchSampler | None = None
 
     def create_accelerator_and_postprocess(self) -> None:
         """Creates the accelerator as Trainer does."""
@@ -212,7 +212,8 @@ class PlannedTrainer(ReferencePass):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # In an epoch that is resumed inside, Trainer's wrappers hide the sampler from its own set_epoch.
-        self.train_sampler.set_epoch(kwargs["epoch"])
+        if self.train_sampler is not None:  # somebody else's loader has another one
+            self.train_sampler.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:

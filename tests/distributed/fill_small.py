@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from lora_dpo.training import reference
+from lora_dpo.training.agreement import leave_together
 from tests.small import small_recipe, small_trainer
 
 
@@ -47,7 +48,7 @@ def main(model: str, folder: Path, sections: dict, killed_after: int) -> None:
     }
     (folder / f"{trainer.accelerator.process_index}.json").write_text(json.dumps(result))
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()  # a process that ends while gloo's threads run may be aborted by them
+    leave_together()
 
 
 if __name__ == "__main__":

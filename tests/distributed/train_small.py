@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lora_dpo.model.base import load_tokenizer
 from lora_dpo.recipe.schema import Recipe
+from lora_dpo.training.agreement import leave_together
 from lora_dpo.training.saving import save_policy
 from tests.small import small_recipe, small_trainer
 
@@ -27,7 +28,7 @@ def main(jobs: list[dict[str, Any]]) -> None:
     for job in jobs:
         trainer = train(job["model"], Path(job["folder"]), job["sections"])
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()  # a process that ends while gloo's threads run may be aborted by them
+    leave_together()
 
 
 def train(model: str, folder: Path, sections: dict[str, Any]) -> Any:
@@ -45,8 +46,6 @@ def train(model: str, folder: Path, sections: dict[str, Any]) -> Any:
         if "lora_B" in name:
             fresh = torch.randn(value.ds_shape if zero3 else value.shape) * 0.05
             fill(value, fresh, zero3)
-    if recipe.dpo.reference == "cached":
-        trainer.compute_reference()
     trainer.train()
     save_policy(trainer, folder / "saved", load_tokenizer(recipe.model))
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
