@@ -29,6 +29,13 @@ first_host() {
     fi
 }
 
+# share_cores PROCESSES: gives each of this machine's processes as many; a launcher would give it one.
+share_cores() {
+    local cores
+    cores="$(nproc)"
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > $1 ? cores / $1 : 1))}"
+}
+
 # Puts what the recipe must say into `overrides`; with train.strategy every process checks that this is what runs.
 asked_for() {
     overrides=("train.strategy=$1")
@@ -68,6 +75,7 @@ start_dpo_on() {
     shift
 
     asked_for "$strategy"
+    share_cores "$processes"
     set -x
     exec accelerate launch "${flags[@]}" -m lora_dpo.dpo "$@" "${overrides[@]}"
 }

@@ -31,6 +31,7 @@ if ((each == 0)); then
     exit 2
 fi
 
+share_cores "$each"
 if ((gpus == 0)); then
     # `accelerate launch` forms no process group on CPUs of several nodes; torchrun does.
     asked_for "$strategy"

@@ -51,17 +51,6 @@ def _options(
 @app.command(epilog="Example: lora-dpo quickstart train.epochs=4 run.name=longer")
 def quickstart(context: typer.Context, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """Align a small real model on this machine, start to end, in a few minutes."""
-    from lora_dpo.recipe.loading import load_recipe
-    from lora_dpo.recipe.run_folder import RunFolder
-
-    recipe = load_recipe("quickstart", overrides or ())
-    run = RunFolder.of(recipe)
-    if run.is_complete and not overwrite and run.load_recipe() == recipe:
-        from lora_dpo.evaluation.report import print_report
-
-        err.print(f"{run.path} is finished; this is its report. To run it again, add --overwrite.\n", soft_wrap=True)
-        print_report(json.loads(run.report_json.read_text(encoding="utf-8")), run)
-        return
     _train(context, "quickstart", overrides, overwrite, processes=1, dry_run=False)
 
 
@@ -110,7 +99,10 @@ def dpo(
         ),
     ] = False,
 ) -> None:
-    """Train a recipe here, from its data to its report; prints the `accelerate launch` line that it runs."""
+    """Train a recipe here, from its data to its report; prints the `accelerate launch` line that it runs.
+
+    The same command again goes on with a run that was interrupted, and shows the report of one that is finished.
+    """
     _train(context, recipe, overrides, overwrite, processes=processes, dry_run=dry_run, reference_only=reference_only)
 
 
@@ -149,6 +141,7 @@ def _train(
     from lora_dpo.cluster.supervise import run_launch
     from lora_dpo.recipe.loading import load_recipe
     from lora_dpo.recipe.reference import check_reference_is_kept
+    from lora_dpo.recipe.resume import resume_folder
     from lora_dpo.recipe.run_folder import RunFolder
 
     words = [recipe, *(overrides or ())]
@@ -156,11 +149,20 @@ def _train(
     run = RunFolder.of(checked)
     if reference_only:
         check_reference_is_kept(checked)
+    elif run.is_finished(checked) and not overwrite:
+        from lora_dpo.evaluation.report import show_finished
+
+        show_finished(run)
+        return
     else:
         run.check_free(checked, overwrite=overwrite)
+        if overwrite or not run.began_with(checked.run.resume):  # else the folder may have gone since
+            resume_folder(checked)
+        if run.is_run:
+            run.lock().release()  # another training would be found only after this one's data and model
     flags = {"--overwrite": overwrite, "--reference-only": reference_only, "--debug": context.obj}
     launch = plan_launch(checked, [*words, *(flag for flag, on in flags.items() if on)], processes=processes)
-    err.print(f"$ {shlex.join(launch.command)}", soft_wrap=True)
+    err.print(f"$ {launch.line}", soft_wrap=True)
     if dry_run:
         return
     code = run_launch(launch, None if reference_only else run)

@@ -26,7 +26,12 @@ err = Console(stderr=True, highlight=False)
 """Progress, notes and errors."""
 
 EXIT_CODE_FILE = "LORA_DPO_EXIT_CODE_FILE"
-"""Environment variable with a file for the exit code, since `accelerate launch` turns every failure into 1."""
+"""Environment variable with a file for the exit code, since `accelerate launch` turns every failure into 1.
+
+Below the code may stand what went wrong: a launcher of several processes buries it under a report of its own."""
+
+STOP_FILE = "LORA_DPO_STOP_FILE"
+"""Environment variable with the file that asks a launch to leave which has no run folder to look for one in."""
 
 STOPPED_EXIT_CODE = 85
 """Exit code of a run that has left in order and wants to be started again."""
@@ -92,12 +97,13 @@ def errors_end_the_program(*, debug: bool = False) -> Iterator[None]:
     except Exception as error:
         mistake = error if isinstance(error, UserError) else disk_full_error(error)
         if mistake is None:
+            leave_exit_code(1)  # so that what ends without one is known to have been killed
             raise
         if debug:
             err.print_exception()
         rank = "" if is_main_process() else f"[rank {os.environ['RANK']}] "
         err.print(Text.assemble((f"{rank}Error: ", "bold red"), str(mistake)), soft_wrap=True)
-        _exit(UserError.exit_code)
+        _exit(UserError.exit_code, str(mistake))
 
 
 def disk_full_error(error: BaseException) -> UserError | None:
@@ -117,14 +123,14 @@ def disk_full_error(error: BaseException) -> UserError | None:
     return None
 
 
-def leave_exit_code(code: int) -> None:
+def leave_exit_code(code: int, message: str = "") -> None:
     """Tells the command that started the launcher how this process ends; what another one has told stays."""
     if file := os.environ.get(EXIT_CODE_FILE):
         # The disk may be full; the launcher then reports its own code.
-        with suppress(OSError), Path(file).open("x", encoding="ascii") as told:
-            told.write(str(code))
+        with suppress(OSError), Path(file).open("x", encoding="utf-8") as told:
+            told.write(f"{code}\n{message}" if message else str(code))
 
 
-def _exit(code: int) -> None:
-    leave_exit_code(code)
+def _exit(code: int, message: str = "") -> None:
+    leave_exit_code(code, message)
     sys.exit(code)

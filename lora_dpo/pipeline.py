@@ -12,14 +12,14 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lora_dpo.console import err, is_main_process, note
+from lora_dpo.console import STOP_FILE, err, is_main_process, note
 from lora_dpo.data.preview import counts_table
 from lora_dpo.errors import UserError
 from lora_dpo.evaluation.generation import compare_answers
 from lora_dpo.evaluation.plots import draw_training, read_metrics
 from lora_dpo.evaluation.policies import Policies
 from lora_dpo.evaluation.preference import compare_preference
-from lora_dpo.evaluation.report import Report, print_report, write_report
+from lora_dpo.evaluation.report import Report, print_report, show_finished, write_report
 from lora_dpo.preparation import Loaded, Setting, check_launch, load, make_trainer, prepare_setting
 from lora_dpo.recipe.loading import to_yaml
 from lora_dpo.recipe.reference import check_reference_is_kept
@@ -29,7 +29,7 @@ from lora_dpo.training.agreement import from_first, largest, on_first
 from lora_dpo.training.checkpoints import Checkpoint, Checkpoints
 from lora_dpo.training.progress import TrainingLog
 from lora_dpo.training.provenance import provenance
-from lora_dpo.training.reference import fill_reference
+from lora_dpo.training.reference import ReferenceCache, fill_reference
 from lora_dpo.training.resumable import Session
 from lora_dpo.training.resume import find_start, open_run, origin_of, write_provenance
 from lora_dpo.training.saving import save_policy
@@ -56,6 +56,10 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
         Stopped: The run was asked to leave; it can go on later.
     """
     run = RunFolder.of(recipe)
+    if run.is_finished(recipe) and not overwrite:  # a job that is requeued may have been through
+        if is_main_process():
+            show_finished(run)
+        return run.path
     run.check_free(recipe, overwrite=overwrite)
     checkpoints = Checkpoints(run.checkpoints, recipe.train.keep_checkpoints)
     with StopRequests(run.stop_file, Deadline.of(recipe.train.max_hours)) as stop, ExitStack() as held:
@@ -73,7 +77,7 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
         log = TrainingLog(run.metrics, setting.plan.global_batch)
         session = Session(recipe, setting.data_hashes, origin, checkpoints, log, stop, start)
         first_step = _AfterFirstStep(run.discard_replaced)
-        with _leaves_word(run, stop), _old_results_kept_until(first_step, run, start):
+        with _leaves_word(run), _old_results_kept_until(first_step, run, start):
             trainer = _train(run, setting, loaded, session, first_step)
             report = _evaluate(setting, trainer)
             on_first(lambda: _finish(run, report, checkpoints))
@@ -98,11 +102,11 @@ def compute_reference(recipe: Recipe) -> None:
         Stopped: The pass was asked to leave; what it has computed is kept.
     """
     check_reference_is_kept(recipe)
-    # A signal ends the pass, which keeps what it has. The trainer makes a folder for checkpoints.
-    with StopRequests(None), tempfile.TemporaryDirectory(prefix="lora-dpo-") as unused:
+    stop_file = os.environ.get(STOP_FILE)
+    with StopRequests(Path(stop_file) if stop_file else None) as stop, _folder_for_nothing() as unused:
         setting = prepare_setting(recipe)
-        loaded = load(setting, *check_launch(setting, Path(unused)))
-        cache = fill_reference(make_trainer(setting, loaded, callbacks=[]), recipe)
+        loaded = load(setting, *check_launch(setting, unused))
+        cache = _fill_reference(make_trainer(setting, loaded, callbacks=[]), recipe, stop)
     if cache is None:
         raise UserError(
             f"The reference log-probs of {recipe.model.name} cannot be kept.",
@@ -110,6 +114,13 @@ def compute_reference(recipe: Recipe) -> None:
             fix="Save it to a folder with save_pretrained, and give that as model.name.",
         )
     note(f"{cache.computed:,} sequences were computed, {cache.found:,} were there already; they lie in {cache.folder}")
+
+
+@contextmanager
+def _folder_for_nothing() -> Iterator[Path]:
+    """Gives the trainer, which makes a folder for checkpoints, one that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="lora-dpo-") as folder:
+        yield Path(folder)
 
 
 def _train(
@@ -120,8 +131,7 @@ def _train(
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.tensorboard))  # Transformers takes it from nowhere else
     trainer = make_trainer(setting, loaded, callbacks=[session.log, first_step], session=session)
     if recipe.dpo.reference == "cached":
-        with stop.in_the_loop():  # which asks after each batch, since all processes must leave the pass together
-            fill_reference(trainer, recipe, run_copy=run.reference, after_batch=lambda: _leave_if(stop.asked(), stop))
+        _fill_reference(trainer, recipe, stop, run_copy=run.reference)
     try:
         trainer.go()
     finally:
@@ -131,6 +141,13 @@ def _train(
     save_policy(trainer, partial_path(target), setting.tokenizer)
     on_first(lambda: replace_folder(partial_path(target), target))
     return trainer
+
+
+def _fill_reference(
+    trainer: PreferenceTrainer, recipe: Recipe, stop: StopRequests, run_copy: Path | None = None
+) -> ReferenceCache | None:
+    with stop.in_the_loop():  # which asks after each batch, since all processes must leave the pass together
+        return fill_reference(trainer, recipe, run_copy=run_copy, after_batch=lambda: _leave_if(stop.asked(), stop))
 
 
 def _leave_if(asked: int, stop: StopRequests) -> None:
@@ -179,13 +196,12 @@ def _finish(run: RunFolder, report: Report, checkpoints: Checkpoints) -> None:
 
 
 @contextmanager
-def _leaves_word(run: RunFolder, stop: StopRequests) -> Iterator[None]:
+def _leaves_word(run: RunFolder) -> Iterator[None]:
     """Writes down why a run that was asked to leave did so."""
     try:
         yield
     except Stopped as stopped:
         if is_main_process():
-            stop.forget_file()
             write_json(run.stopped, stopped.as_json())
         raise
 

@@ -147,8 +147,9 @@ def test_a_dry_run_prints_the_command_and_writes_nothing(small: Path) -> None:
     before = sorted(small.rglob("*"))
     result = lora_dpo("dpo", "small.yaml", "train.epochs=2", "--dry-run", cwd=small, CUDA_VISIBLE_DEVICES="0,1")
     assert result.returncode == 0
-    prompt, *command = shlex.split(result.stderr)  # the checkout's path may hold a space
+    prompt, threads, *command = shlex.split(result.stderr)  # the checkout's path may hold a space
     assert (prompt, Path(command[0]).name, command[1]) == ("$", "accelerate", "launch")
+    assert threads.startswith("OMP_NUM_THREADS=")
     assert command[command.index("--config_file") + 1].endswith("/accelerate_configs/ddp.yaml")
     assert result.stderr.endswith(" --num_processes 2 -m lora_dpo.dpo small.yaml train.epochs=2\n")
     assert sorted(small.rglob("*")) == before
@@ -159,6 +160,37 @@ def test_flags_reach_the_training(small: Path) -> None:
     assert result.stderr.endswith("-m lora_dpo.dpo small.yaml --overwrite --debug\n")
     after_the_verb = lora_dpo("dpo", "small.yaml", "--debug", "--dry-run", cwd=small, CUDA_VISIBLE_DEVICES="")
     assert after_the_verb.stderr.endswith("-m lora_dpo.dpo small.yaml --debug\n")
+
+
+def test_a_typo_in_run_resume_is_found_before_anything_is_started(small: Path) -> None:
+    recipe = load_recipe(str(small / "small.yaml"), [f"run.folder={small / 'runs'}", "run.name=first"])
+    RunFolder.of(recipe).create(recipe, overwrite=False)
+    result = lora_dpo("dpo", "small.yaml", "run.resume=runs/frist", cwd=small)
+    assert result.returncode == 2
+    assert result.stderr.startswith("Error: run.resume is runs/frist, which is no folder.\n")
+    assert "Did you mean 'runs/first'?" in result.stderr
+
+
+def test_a_finished_run_is_shown_and_not_run_again(small: Path) -> None:
+    folder = f"run.folder={small / 'runs'}"
+    recipe = load_recipe(str(small / "small.yaml"), [folder])
+    run = RunFolder.of(recipe)
+    run.create(recipe, overwrite=False)
+    run.report_json.write_text('{"preference": null, "samples": []}', encoding="utf-8")
+    for words in (["lora_dpo", "dpo"], ["lora_dpo.dpo"]):
+        result = run_python("-m", *words, "small.yaml", folder, cwd=small, CUDA_VISIBLE_DEVICES="")
+        assert result.returncode == 0, result.stderr
+        assert f"{run.path} is finished; this is its report. To run it again, add --overwrite." in result.stderr
+        assert f"report    {run.report_md}" in result.stdout
+
+
+def test_a_run_that_is_being_written_is_left_alone(small: Path) -> None:
+    folder = f"run.folder={small / 'runs'}"
+    recipe = load_recipe(str(small / "small.yaml"), [folder])
+    with RunFolder.of(recipe).create(recipe, overwrite=False):
+        result = lora_dpo("dpo", "small.yaml", folder, cwd=small)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"Error: Another process is writing the run {RunFolder.of(recipe).path}.")
 
 
 @pytest.mark.parametrize("complete", [False, True])

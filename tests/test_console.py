@@ -77,16 +77,22 @@ def test_a_full_disk_is_a_mistake_that_can_be_mended(run) -> None:
     assert "run.folder=DIR" in result.stderr
 
 
-@pytest.mark.parametrize(("body", "code"), [(MISTAKE, "2"), ("raise KeyboardInterrupt", "130")])
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (MISTAKE, "2\nx.yaml:7: the [bold] value 3\nit is odd\ntake 4"),
+        ("raise KeyboardInterrupt", "130"),
+        ("{}['key']", "1"),
+    ],
+)
 def test_the_exit_code_is_left_in_a_file_for_whoever_launched(run, tmp_path: Path, body: str, code: str) -> None:
     file = tmp_path / "code"
     run(body, LORA_DPO_EXIT_CODE_FILE=str(file))
-    assert file.read_text(encoding="ascii") == code
+    assert file.read_text(encoding="utf-8") == code
 
 
-@pytest.mark.parametrize("body", ["pass", "{}['key']"])
-def test_no_file_where_the_code_of_the_process_says_it(run, tmp_path: Path, body: str) -> None:
-    run(body, LORA_DPO_EXIT_CODE_FILE=str(tmp_path / "code"))
+def test_no_file_where_all_went_well(run, tmp_path: Path) -> None:
+    run("pass", LORA_DPO_EXIT_CODE_FILE=str(tmp_path / "code"))
     assert not (tmp_path / "code").exists()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_dpo import resources
@@ -20,11 +22,24 @@ _DEEPSPEED = {"zero2", "zero3", "zero3_offload"}
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How a training is started: the strategy, the number of processes, the command."""
+    """How a training is started.
+
+    Attributes:
+        strategy: The strategy.
+        processes: Processes on this machine.
+        command: The words to run.
+        environment: Variables that are set besides the user's own.
+    """
 
     strategy: str
     processes: int
     command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def line(self) -> str:
+        """Returns what a user would type into a shell."""
+        return " ".join([*(f"{name}={value}" for name, value in self.environment.items()), shlex.join(self.command)])
 
 
 def plan_launch(recipe: Recipe, arguments: Sequence[str], *, processes: int | None = None) -> Launch:
@@ -60,7 +75,10 @@ def plan_launch(recipe: Recipe, arguments: Sequence[str], *, processes: int | No
         raise UserError(f"train.strategy {strategy} needs the package deepspeed.", fix="Run: pip install deepspeed")
     if token_budget(recipe) is None:
         plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, count)
-    return Launch(strategy, count, _command(strategy, count, arguments, on_cpu=gpus == 0))
+    # Accelerate's default is one thread a process, which leaves the other cores idle; its own flag for it does nothing
+    # where there are several processes.
+    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cpu_count() // count))}
+    return Launch(strategy, count, _command(strategy, count, arguments, on_cpu=gpus == 0), threads)
 
 
 def _check_runs_without_gpus(strategy: str, processes: int) -> None:
@@ -94,8 +112,6 @@ def _command(strategy: str, processes: int, arguments: Sequence[str], *, on_cpu:
     folder = str(Path(sys.executable).parent)
     accelerate = shutil.which("accelerate", path=folder) or "accelerate"
     command = [_short(accelerate), "launch", "--quiet", "--config_file", _short(_config(strategy, on_cpu=on_cpu))]
-    # Accelerate's default is one thread a process, which leaves the other cores idle.
-    command += ["--num_cpu_threads_per_process", str(max(1, cpu_count() // processes))]
     if strategy != "single":
         command += ["--num_processes", str(processes)]
     if strategy in _DEEPSPEED:  # the file's own path is relative to the checkout

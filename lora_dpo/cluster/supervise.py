@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+from rich.text import Text
 
 from lora_dpo.cluster.launch import Launch
-from lora_dpo.console import EXIT_CODE_FILE, note
+from lora_dpo.console import EXIT_CODE_FILE, STOP_FILE, STOPPED_EXIT_CODE, err, note
 from lora_dpo.recipe.run_folder import RunFolder, write_text
 
 _SIGNALS = {
@@ -25,55 +26,112 @@ _SIGNALS = {
 
 
 def run_launch(launch: Launch, run: RunFolder | None) -> int:
-    """Runs the command to its end.
+    """Runs the command to its end, and says how it ended where nothing else does.
 
     A launcher answers a signal by ending its processes within seconds, whatever they are doing. So it gets none: it
-    runs in a session of its own, and the first signal becomes the run's stop file, which the training looks for after
-    each step. A second one, or one before there is a run folder, ends the processes at once.
+    runs in a session of its own, and the first signal becomes a stop file, which the training looks for after each
+    step. A second one, or one before there is a run folder, and so nothing to save, ends the processes at once.
 
     Args:
         launch: The command.
         run: The run folder that it writes; None where it writes none.
 
     Returns:
-        The training's own exit code, which it leaves in a file: `accelerate launch` turns every failure into 1.
+        The training's own exit code, which it leaves in a file: `accelerate launch` turns every failure into 1. 85 if
+        it was stopped before there was anything to save; 128 and the signal's number if it was killed by one.
     """
     if run is not None:
         run.stop_file.unlink(missing_ok=True)  # it was meant for an earlier process
     with tempfile.TemporaryDirectory(prefix="lora-dpo-") as folder:
-        code_file = Path(folder) / "exit_code"
-        environment = {**os.environ, EXIT_CODE_FILE: str(code_file)}
+        code_file, stop_file = Path(folder) / "exit_code", Path(folder) / "stop"
+        environment = {**os.environ, **launch.environment, EXIT_CODE_FILE: str(code_file)}
+        if run is None:
+            environment[STOP_FILE] = str(stop_file)
         process = subprocess.Popen(launch.command, env=environment, start_new_session=True)
-        with _signals_passed_on(code_file, run):
+        asked = _Signals(code_file, run, stop_file)
+        with asked.passed_on():
             code = process.wait()
-            psutil.wait_procs(_started_with(code_file))  # what a launcher that was killed has left behind
-        own_code = code_file.read_text(encoding="ascii") if code_file.is_file() else ""
-        return int(own_code) if own_code.isdigit() else code
+            while left := _started_with(code_file):  # behind by a launcher that was killed
+                if asked.killed_by is not None:  # it may have started them since
+                    _kill(left)
+                psutil.wait_procs(left, timeout=1)
+        words = code_file.read_text(encoding="utf-8") if code_file.is_file() else ""
+    told, _, message = words.partition("\n")
+    if asked.killed_by is not None:
+        return asked.said_how_it_ended()
+    if told.isdecimal() and int(told) != 1:
+        if message and launch.processes > 1:  # the launcher has said more since
+            err.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
+        return int(told)
+    if code:
+        _say_that_it_died(launch, run, with_traceback=bool(told))
+    return code if code >= 0 else 128 - code
 
 
-@contextlib.contextmanager
-def _signals_passed_on(code_file: Path, run: RunFolder | None) -> Iterator[None]:
-    signals_seen = 0
+class _Signals:
+    """What asked the launch to stop, and what was done about it.
 
-    def pass_on(number: int, frame: object) -> None:
-        nonlocal signals_seen
-        signals_seen += 1
-        if signals_seen == 1 and run is not None and run.is_run and not run.is_complete:
-            write_text(run.stop_file, _SIGNALS[signal.Signals(number)])
-            note("Asked the training to save and leave after this step; a second signal ends it at once.")
+    Attributes:
+        killed_by: Name of the signal that ended the processes at once, if one did.
+    """
+
+    def __init__(self, code_file: Path, run: RunFolder | None, stop_file: Path) -> None:
+        self.killed_by: signal.Signals | None = None
+        self._code_file, self._run, self._stop_file = code_file, run, stop_file
+        self._asked = False
+
+    @contextlib.contextmanager
+    def passed_on(self) -> Iterator[None]:
+        """Hears this process's signals while the launch runs."""
+        # Under nohup SIGHUP is ignored, and stays so.
+        heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._pass_on) for number in heard}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def said_how_it_ended(self) -> int:
+        """Says what a signal that ended the processes at once has left, and returns the exit code."""
+        name = _SIGNALS[self.killed_by]
+        if not self._asked:
+            note(f"Stopped by {name}, before there was anything to save.")
+            return STOPPED_EXIT_CODE
+        note(f"Ended at once by {name}. What was saved before is kept: started again, it goes on from there.")
+        return 128 + self.killed_by
+
+    def _pass_on(self, number: int, frame: object) -> None:
+        run = self._run
+        if not self._asked and (run is None or (run.is_run and not run.is_complete)):
+            self._asked = True
+            write_text(self._stop_file if run is None else run.stop_file, _SIGNALS[signal.Signals(number)])
+            when = "keep what it has" if run is None else "save and leave after this step"
+            note(f"Asked the training to {when}; a second signal ends it at once.")
             return
-        for process in _started_with(code_file):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate() if signals_seen == 1 else process.kill()
+        self.killed_by = self.killed_by or signal.Signals(number)
+        _kill(_started_with(self._code_file))
 
-    # Under nohup SIGHUP is ignored, and stays so.
-    heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, pass_on) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+def _say_that_it_died(launch: Launch, run: RunFolder | None, *, with_traceback: bool) -> None:
+    if launch.processes > 1:
+        words = (
+            "A process of the training died. The launcher's lines above say which one and how; exitcode -9 is a kill, "
+            "as by a machine that ran out of memory."
+        )
+    elif with_traceback:
+        words = "The training died of the error above."
+    else:
+        words = "The training ended without saying why. If nothing above does, it was killed, as for want of memory."
+    if run is not None and run.is_run and not run.is_complete:
+        words += " Started again, it goes on from its newest whole checkpoint."
+    err.print(Text.assemble(("Error: ", "bold red"), words), soft_wrap=True)
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _started_with(code_file: Path) -> list[psutil.Process]:

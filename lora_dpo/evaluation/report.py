@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from lora_dpo.console import out
+from lora_dpo.console import err, out
 from lora_dpo.recipe.run_folder import RunFolder, write_json, write_text
 from lora_dpo.recipe.schema import Recipe
 
@@ -64,6 +65,12 @@ def write_report(report: Report, run: RunFolder, pictures: Sequence[Path]) -> No
     """Writes report.md, then report.json, whose presence says that the run is complete."""
     write_text(run.report_md, _markdown(report, [picture.relative_to(run.path) for picture in pictures]))
     write_json(run.report_json, report.as_json())
+
+
+def show_finished(run: RunFolder) -> None:
+    """Prints the report of a run that was asked for again, and how to repeat it."""
+    err.print(f"{run.path} is finished; this is its report. To run it again, add --overwrite.\n", soft_wrap=True)
+    print_report(json.loads(run.report_json.read_text(encoding="utf-8")), run)
 
 
 def print_report(report: dict[str, Any], run: RunFolder) -> None:

@@ -135,6 +135,10 @@ class RunFolder:
         """Whether the run went through to its report."""
         return self.report_json.is_file()
 
+    def is_finished(self, recipe: Recipe) -> bool:
+        """Returns whether a run of exactly this recipe went through, so that there is nothing to do."""
+        return self.is_complete and self.is_run and self.load_recipe() == recipe
+
     @property
     def has_begun(self) -> bool:
         """Whether the run that was stopped last had made a step, so that there is something to go on from."""
@@ -146,6 +150,10 @@ class RunFolder:
     def load_recipe(self) -> Recipe:
         """Returns the recipe as it was resolved for this run."""
         return load_recipe(self.recipe)
+
+    def began_with(self, resume: str) -> bool:
+        """Returns whether the run here began where `run.resume` says; it then goes on with what it has done since."""
+        return self.is_run and self.load_recipe().run.resume == resume
 
     def check_free(self, recipe: Recipe, *, overwrite: bool) -> None:
         """Checks that a run may be written here: a new one, or an unfinished one that goes on.

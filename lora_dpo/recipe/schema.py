@@ -320,7 +320,7 @@ class RunSection(Section):
         "auto",
         min_length=1,
         description="An unfinished run of this name goes on from its newest whole checkpoint (auto), is an error "
-        "(never), or goes on from the checkpoint at this path.",
+        "(never), or goes on from the checkpoint at this path, or the newest one of the run at this path.",
     )
     seed: int = Field(0, ge=0, description="Seed of everything but the split: initialisation, order, dropout.")
 

@@ -81,9 +81,8 @@ def leave_together() -> None:
     Gloo's threads outlive their process group, and now and then abort a process while Python takes itself down. The
     launcher would call a run failed that has ended well, so what is left to do at exit is done, and nothing more.
     """
-    state = PartialState()
-    if state.num_processes > 1:
-        state.destroy_process_group()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

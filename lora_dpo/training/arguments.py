@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def training_arguments(recipe: Recipe, plan: BatchPlan, n_pairs: int, n_validati
     """
     check_extra_arguments(recipe)
     _check_trackers(recipe.train.report_to)
+    _check_launcher_s_file()
     per_epoch = steps_per_epoch(n_pairs, plan)
     arguments = {
         "output_dir": str(output),
@@ -157,6 +159,17 @@ def _join_deepspeed(config: DPOConfig) -> None:
 
         if not comm.is_initialized():
             comm.init_distributed(torch.distributed.get_backend(), auto_mpi_discovery=False)
+
+
+def _check_launcher_s_file() -> None:
+    """Checks that the file is there which the launch names; those of accelerate_configs/ name it from the checkout."""
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
+    if file.endswith(".json") and not Path(file).expanduser().is_file():
+        raise UserError(
+            f"The launch names DeepSpeed's file {file}, which is not there.",
+            why="The files of accelerate_configs/ name it relative to the checkout, and this is another folder.",
+            fix="Start it in the checkout, add --deepspeed_config_file PATH, or let `lora-dpo dpo` write the command.",
+        )
 
 
 def _check_trackers(names: list[str]) -> None:

@@ -21,7 +21,7 @@ from lora_dpo.console import tracked
 from lora_dpo.errors import UserError
 
 _MANIFEST = "manifest.json"
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _HASHING_THREADS = 4
 
 
@@ -35,6 +35,7 @@ class About:
         world_size: Processes that wrote it.
         layout: How the optimizer's state lies in it: `replicated`, or divided (`zero3`, `fsdp2`, ...).
         recipe: The resolved recipe.
+        recipe_hash: Hash of those of its keys that decide which model comes out.
         data: Hash of each split's pairs.
         origin: What the run began with and the recipe only names: hashes of weights, precision.
         metrics_bytes: Length of metrics.jsonl when it was written.
@@ -45,6 +46,7 @@ class About:
     world_size: int
     layout: str
     recipe: dict[str, Any]
+    recipe_hash: str
     data: dict[str, str]
     origin: dict[str, str | None]
     metrics_bytes: int

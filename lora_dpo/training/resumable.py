@@ -20,6 +20,7 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from lora_dpo.console import note
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.batch import processes
+from lora_dpo.recipe.meaning import meaning_hash
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.agreement import largest, on_first
 from lora_dpo.training.checkpoints import About, Checkpoint, Checkpoints
@@ -145,6 +146,7 @@ class ResumableTrainer:
             world_size=self.args.world_size,
             layout=self._layout(),
             recipe=session.recipe.model_dump(mode="json"),
+            recipe_hash=meaning_hash(session.recipe),
             data=session.data,
             origin=session.origin,
             metrics_bytes=session.log.sync(),

@@ -11,11 +11,12 @@ from typing import Any
 from filelock import FileLock
 
 from lora_dpo.console import note
-from lora_dpo.errors import UserError, did_you_mean
+from lora_dpo.errors import UserError
 from lora_dpo.model.base import resolve
 from lora_dpo.model.hashes import weights_hash
 from lora_dpo.model.precision import choose_dtype
 from lora_dpo.recipe.meaning import changed_meaning
+from lora_dpo.recipe.resume import resume_folder
 from lora_dpo.recipe.run_folder import RunFolder, write_json
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.checkpoints import Checkpoint, Checkpoints, read
@@ -37,15 +38,14 @@ def find_start(
     Raises:
         UserError: The checkpoint asked for is not whole, or is of another recipe or other data.
     """
-    start, resume = None, recipe.run.resume
-    has_begun = run.is_run and not overwrite
-    if resume == "auto" and has_begun:
+    start, resume, begun = None, recipe.run.resume, run.is_run and not overwrite
+    # The same command again, after a stop or a requeue, goes on with what it has done and not with what it began.
+    if begun and (resume == "auto" or (resume != "never" and run.began_with(resume))):
         start = _newest(run)
-    elif resume not in ("auto", "never"):
-        # The same command again, after a stop or a requeue, goes on with what it has done and not with what it began.
-        if has_begun and run.load_recipe().run.resume == resume:
-            start = _newest(run)
-        start = start or _asked_for(recipe, run, overwrite=overwrite)
+    if start is None and (named := resume_folder(recipe)) is not None:
+        start = _asked_for(named, run, overwrite=overwrite)
+    elif start is None and begun and resume == "auto":
+        note(f"{run.path} has no checkpoint yet: it begins again.")
     if start is not None:
         _check_same(start, recipe, data, origin)
     return start
@@ -60,17 +60,15 @@ def origin_of(recipe: Recipe) -> dict[str, str | None]:
     }
 
 
-def _asked_for(recipe: Recipe, run: RunFolder, *, overwrite: bool) -> Checkpoint:
-    path = Path(recipe.run.resume).expanduser()
-    if not path.is_dir():
-        beside = [str(folder) for folder in path.parent.glob("step-*")]
-        raise UserError(
-            f"run.resume is {recipe.run.resume}, which is no folder.",
-            fix=did_you_mean(recipe.run.resume, ["auto", "never", *beside]),
-        )
-    start = read(path)
-    if (damage := start.damage()) is not None:
-        raise UserError(f"{start.path} is damaged: {damage}.", fix="Use another one: run.resume=PATH, or auto.")
+def _asked_for(named: Path, run: RunFolder, *, overwrite: bool) -> Checkpoint:
+    if RunFolder(named).is_run:
+        start = _newest(RunFolder(named))
+        if start is None:
+            raise UserError(f"run.resume is {named}, a run without a checkpoint.", fix="Name another, or leave it out.")
+    else:
+        start = read(named)
+        if (damage := start.damage()) is not None:
+            raise UserError(f"{start.path} is damaged: {damage}.", fix="Use another one: run.resume=PATH, or auto.")
     if overwrite and _is_own(start, run):
         raise UserError(
             f"--overwrite would remove {start.path}, which run.resume names.", fix="Leave --overwrite out to go on."
@@ -88,8 +86,6 @@ def _newest(run: RunFolder) -> Checkpoint | None:
             why="All of them are damaged, or of another version of lora-dpo; see above.",
             fix="Put one back from a copy, or begin anew with --overwrite.",
         )
-    if start is None:
-        note(f"{run.path} has no checkpoint yet: it begins again.")
     return start
 
 

@@ -103,8 +103,8 @@ class StopRequests:
     """Collects what asks this process to leave, from signals, a file and the clock; a context manager.
 
     Inside of the training loop a request waits until the loop asks for it. Outside of it there is nothing to save, so a
-    request ends the process at once, by `Stopped`. There SIGTERM is none where several processes work together: their
-    launcher sends it when one of them has died.
+    request ends the process at once, by `Stopped`. There SIGTERM, where several processes work together, just kills:
+    their launcher sends it when one of them has died, and another may be in native code that waits for that one.
 
     Args:
         file: The stop file; whoever creates it asks for a stop. None where there is no folder to put it in.
@@ -115,7 +115,7 @@ class StopRequests:
         self.deadline = deadline or Deadline()
         self._file = file
         self._asked = 0
-        self._deferred = self._leaving = False
+        self._deferred = self._leaving = self._alone = False
         self._made: tuple[int, int] | None = None
         self._over = threading.Event()
         self._before: dict[int, Any] = {}
@@ -134,8 +134,13 @@ class StopRequests:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Gives the signals back."""
+        """Removes the stop file where it was heeded, and gives the signals back."""
         self._over.set()
+        if isinstance(error, Stopped) and self._file is not None and self._file.exists():
+            if self._alone and _together():  # the others have to see it too, before they miss this process
+                time.sleep(2 * _LOOKS_EACH_SECONDS)
+            if is_main_process():
+                self._file.unlink(missing_ok=True)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -176,15 +181,7 @@ class StopRequests:
         self._leaving = True
         return Stopped(self.reason(place), *(self._made or ()))
 
-    def forget_file(self) -> None:
-        """Removes the stop file, when every process has had the time to see it."""
-        if self._file is not None and self._file.exists():
-            if _together():
-                time.sleep(2 * _LOOKS_EACH_SECONDS)
-            self._file.unlink(missing_ok=True)
-
     def _leave_sigterm_to_the_system(self) -> None:
-        """Lets a launcher end this process at once, be it in native code that waits for a process that has died."""
         if _together():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -195,6 +192,7 @@ class StopRequests:
             raise KeyboardInterrupt
         self._asked = self._asked or _BY_SIGNAL[signal.Signals(number)]
         if not self._deferred:
+            self._alone = True
             raise self.stopped(self._asked)
 
     def _watch(self, file: Path) -> None:

@@ -74,14 +74,50 @@ def test_the_first_signal_becomes_the_stop_file_and_the_handlers_come_back(
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_the_second_signal_or_one_before_there_is_a_run_ends_the_training(known: bool, run: RunFolder) -> None:
+def test_the_second_signal_or_one_before_there_is_a_run_ends_the_training(known: bool, run: RunFolder, capfd) -> None:
     if known:
         run.create(RECIPE, overwrite=False)
         run.stop_file.write_text("of an earlier process", encoding="utf-8")  # is taken away
     child = "import os, signal, time\n" + (1 + known) * "os.kill(os.getppid(), signal.SIGTERM); time.sleep(1)\n"
     code = run_launch(Launch("single", 1, [sys.executable, "-c", child + "time.sleep(100)"]), run)
-    assert code == (-signal.SIGKILL if known else -signal.SIGTERM)
+    said = capfd.readouterr().err
+    if known:
+        assert code == 128 + signal.SIGTERM
+        assert "a second signal ends it at once.\nEnded at once by SIGTERM. What was saved before is kept" in said
+    else:
+        assert code == 85
+        assert said == "Stopped by SIGTERM, before there was anything to save.\n"
     assert run.stop_file.exists() == known
+
+
+def test_a_launch_without_a_run_folder_is_asked_by_a_file_of_its_own() -> None:
+    child = SIGNAL_AND_WAIT.format(name="SIGINT", reason="Ctrl-C")
+    child = child.replace("sys.argv[1]", "os.environ['LORA_DPO_STOP_FILE']")
+    assert run_launch(Launch("single", 1, [sys.executable, "-c", child]), None) == 5
+
+
+DIED = "import os; os.kill(os.getpid(), 9)"
+TOLD = "import os; open(os.environ['LORA_DPO_EXIT_CODE_FILE'], 'w').write('{told}'); raise SystemExit(1)"
+
+
+@pytest.mark.parametrize(
+    ("child", "processes", "code", "said"),
+    [
+        (DIED, 1, 137, "Error: The training ended without saying why. If nothing above does, it was killed, as for"),
+        (TOLD.format(told="1\\n"), 1, 1, "Error: The training died of the error above."),
+        (DIED, 2, 137, "Error: A process of the training died. The launcher's lines above say which one and how"),
+        (TOLD.format(told="2\\nwhat is wrong\\nand why"), 1, 2, ""),
+        (TOLD.format(told="2\\nwhat is wrong\\nand why"), 2, 2, "Error: what is wrong\nand why\n"),
+    ],
+)
+def test_it_is_said_last_how_a_launch_failed(
+    child: str, processes: int, code: int, said: str, run: RunFolder, capfd
+) -> None:
+    run.create(RECIPE, overwrite=False)
+    assert run_launch(Launch("ddp", processes, [sys.executable, "-c", child]), run) == code
+    words = capfd.readouterr().err
+    assert words.startswith(said) if said else words == ""
+    assert ("Started again, it goes on from its newest whole checkpoint." in words) == (code != 2)
 
 
 def test_nohup_is_respected(run: RunFolder) -> None:

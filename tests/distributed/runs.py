@@ -50,7 +50,7 @@ class Mode:
     @property
     def launcher(self) -> list[str]:
         """Words after `python` that start the processes; the name of a script follows."""
-        words = ["-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
+        words = ["-m", "accelerate.commands.launch"]
         words += ["--config_file", str(ROOT / "accelerate_configs" / f"{self.config}.yaml")]
         if self.config != "single":
             words += ["--num_processes", str(self.world)]

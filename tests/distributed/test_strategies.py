@@ -83,7 +83,7 @@ def start(strategy: str, folder: Path, tiny_models) -> None:
         architecture, sections = JOBS[name]
         (folder / name).mkdir()
         jobs.append({"model": str(tiny_models(architecture)), "folder": str(folder / name), "sections": sections})
-    words = ["-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
+    words = ["-m", "accelerate.commands.launch"]
     words += ["--config_file", str(REPOSITORY / "accelerate_configs" / f"{strategy}.yaml")]
     if strategy != "single":
         words += ["--num_processes", "2"]
@@ -91,7 +91,9 @@ def start(strategy: str, folder: Path, tiny_models) -> None:
         file = f"{strategy.removeprefix('cpu_')}.json"
         words += ["--deepspeed_config_file", str(REPOSITORY / "ds_configs" / file)]
     script = str(REPOSITORY / "tests" / "distributed" / "train_small.py")
-    done = run_python(*words, script, json.dumps(jobs), cwd=folder, timeout=300, CUDA_VISIBLE_DEVICES="")
+    done = run_python(
+        *words, script, json.dumps(jobs), cwd=folder, timeout=300, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"
+    )
     assert done.returncode == 0, done.stderr[-4000:]
 
 

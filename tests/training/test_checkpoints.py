@@ -17,6 +17,7 @@ def about(step: int, **changes) -> About:
         "world_size": 1,
         "layout": "replicated",
         "recipe": {},
+        "recipe_hash": "",
         "data": {},
         "origin": {},
         "metrics_bytes": 0,
@@ -144,12 +145,12 @@ def test_a_finished_run_keeps_what_it_was_asked_to(tmp_path: Path, keep: int, le
 
 def test_one_of_another_version_is_not_called_damaged(checkpoints: Checkpoints) -> None:
     file = write(checkpoints, 1) / "manifest.json"
-    file.write_text(file.read_text(encoding="utf-8").replace('"schema_version": 2', '"schema_version": 1'))
+    file.write_text(file.read_text(encoding="utf-8").replace('"schema_version": 3', '"schema_version": 1'))
     with pytest.raises(UserError, match="was written by another version of lora-dpo"):
         read(file.parent)
 
 
 def test_a_manifest_says_its_version(checkpoints: Checkpoints) -> None:
     manifest = json.loads((write(checkpoints, 1) / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["schema_version"] == 2
+    assert manifest["schema_version"] == 3
     assert set(manifest) == {"schema_version", "about", "files"}

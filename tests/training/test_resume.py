@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lora_dpo.errors import UserError
+from lora_dpo.recipe.meaning import meaning_hash
 from lora_dpo.recipe.run_folder import RunFolder, write_text
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.checkpoints import About, Checkpoints
@@ -26,7 +28,7 @@ def save(run: RunFolder, of: Recipe, step: int, metrics_bytes: int = 0) -> Path:
     checkpoints.clear_partial()
     folder = checkpoints.partial / f"checkpoint-{step}"
     write_text(folder / "weights", f"of {step}")
-    about = About(step, 9, 1, "replicated", of.model_dump(mode="json"), DATA, ORIGIN, metrics_bytes)
+    about = About(step, 9, 1, "replicated", of.model_dump(mode="json"), meaning_hash(of), DATA, ORIGIN, metrics_bytes)
     return checkpoints.commit(folder, about)
 
 
@@ -78,12 +80,35 @@ def test_a_path_is_taken_at_its_word(run: RunFolder, tmp_path: Path) -> None:
     write_text(path / "weights", "of X")
     with pytest.raises(UserError, match="is damaged: weights has 4 of 4|is damaged: weights is not what was written"):
         find_start(recipe(tmp_path, resume=str(path)), run, DATA, ORIGIN, overwrite=False)
-    with pytest.raises(UserError, match=r"run.resume is autoo, which is no folder.\nDid you mean 'auto'\?"):
+    with pytest.raises(UserError, match=r"run.resume is autoo, which is no folder.\n.*\nDid you mean 'auto'\?"):
         find_start(recipe(tmp_path, resume="autoo"), run, DATA, ORIGIN, overwrite=False)
     with pytest.raises(UserError, match="Did you mean '.*step-4'"):
         find_start(recipe(tmp_path, resume=str(path.with_name("step-44"))), run, DATA, ORIGIN, overwrite=False)
     with pytest.raises(UserError, match="data is no complete checkpoint"):
         find_start(recipe(tmp_path, resume=str(run.path / "data")), run, DATA, ORIGIN, overwrite=False)
+
+
+def test_a_run_s_path_is_its_newest_whole_checkpoint(run: RunFolder, tmp_path: Path) -> None:
+    branch = recipe(tmp_path, "second", resume=str(run.path))
+    assert find_start(branch, RunFolder.of(branch), DATA, ORIGIN, overwrite=False).path == run.checkpoints / "step-4"
+    os.truncate(run.checkpoints / "step-4" / "weights", 1)
+    assert find_start(branch, RunFolder.of(branch), DATA, ORIGIN, overwrite=False).path == run.checkpoints / "step-2"
+    empty = RunFolder.of(recipe(tmp_path, "empty"))
+    empty.create(recipe(tmp_path, "empty"), overwrite=False).release()
+    branch = recipe(tmp_path, "second", resume=str(empty.path))
+    with pytest.raises(UserError, match="empty, a run without a checkpoint"):
+        find_start(branch, RunFolder.of(branch), DATA, ORIGIN, overwrite=False)
+
+
+def test_the_same_command_goes_on_though_what_it_began_from_has_gone(run: RunFolder, tmp_path: Path) -> None:
+    branch = recipe(tmp_path, "second", resume=str(run.checkpoints / "step-2"))
+    new = RunFolder.of(branch)
+    new.create(branch, overwrite=False).release()
+    shutil.rmtree(run.path)
+    with pytest.raises(UserError, match="step-2, which is no folder"):
+        find_start(branch, new, DATA, ORIGIN, overwrite=False)
+    save(new, branch, 3)
+    assert find_start(branch, new, DATA, ORIGIN, overwrite=False).about.step == 3
 
 
 def test_another_recipe_or_other_data_is_refused_by_name(run: RunFolder, tmp_path: Path) -> None:

@@ -83,8 +83,6 @@ def test_the_file_ends_at_once_what_is_outside_of_the_loop(file: Path) -> None:
     with pytest.raises(Stopped, match="Stopped by a maintenance, before the first step."), StopRequests(file):
         file.write_text("a maintenance\n", encoding="utf-8")
         time.sleep(60)  # as a model that is loaded
-    with StopRequests(file) as stop:
-        stop.forget_file()
     assert not file.exists()
 
 
