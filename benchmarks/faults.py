@@ -42,7 +42,7 @@ def main(
     """Strike, start again, compare. Ends with 1 if a run was lost or came out differently."""
     from benchmarks.cli import check_names
     from lora_dpo.console import out
-    from lora_dpo.recipe.run_folder import write_text
+    from lora_dpo.files import write_text
     from tests.distributed.runs import MODES
     from tests.distributed.soak import FAULTS
 

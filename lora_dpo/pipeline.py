@@ -20,10 +20,11 @@ from lora_dpo.evaluation.plots import draw_training, read_metrics
 from lora_dpo.evaluation.policies import Policies
 from lora_dpo.evaluation.preference import compare_preference
 from lora_dpo.evaluation.report import Report, print_report, show_finished, write_report
+from lora_dpo.files import partial_path, replace_folder, write_json
 from lora_dpo.preparation import Loaded, Setting, check_launch, load, make_trainer, prepare_setting
 from lora_dpo.recipe.loading import to_yaml
 from lora_dpo.recipe.reference import check_reference_is_kept
-from lora_dpo.recipe.run_folder import RunFolder, partial_path, replace_folder, write_json
+from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.agreement import from_first, largest, on_first
 from lora_dpo.training.checkpoints import Checkpoint, Checkpoints

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from lora_dpo.cluster.launch import Launch
 from lora_dpo.console import EXIT_CODE_FILE, STOP_FILE, STOPPED_EXIT_CODE, err, note
-from lora_dpo.recipe.run_folder import RunFolder, write_text
+from lora_dpo.files import write_text
+from lora_dpo.recipe.run_folder import RunFolder
 
 _SIGNALS = {
     signal.SIGINT: "Ctrl-C",

@@ -14,7 +14,7 @@ from lora_dpo.data.pair import Pair
 from lora_dpo.data.report import ReadReport
 from lora_dpo.data.split import SPLITS
 from lora_dpo.errors import UserError
-from lora_dpo.recipe.run_folder import write_json, write_text
+from lora_dpo.files import write_json, write_text
 from lora_dpo.recipe.schema import SplitName
 
 

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_dpo.console import err, out
-from lora_dpo.recipe.run_folder import RunFolder, write_json, write_text
+from lora_dpo.files import write_json, write_text
+from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
 
 if TYPE_CHECKING:  # both import torch, which a report that is only shown again does not need

@@ -12,7 +12,8 @@ from pathlib import Path
 from transformers.utils import cached_file
 
 from lora_dpo.console import tracked
-from lora_dpo.model.cache import cache_folder, write_whole
+from lora_dpo.files import write_whole
+from lora_dpo.model.cache import cache_folder
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _SETTLED_NS = 2_000_000_000
@@ -64,7 +65,9 @@ def file_hash(file: Path) -> str:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS:
         with suppress(OSError):  # a cache that cannot be written only costs time
-            write_whole(memory, json.dumps({"file": str(target), "state": state, "sha256": digest}).encode())
+            write_whole(
+                memory, json.dumps({"file": str(target), "state": state, "sha256": digest}).encode(), shared=True
+            )
     return digest
 
 

@@ -7,11 +7,11 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lora_dpo.errors import UserError, did_you_mean, nearest
+from lora_dpo.files import partial_path, remove, write_text
 from lora_dpo.recipe.loading import load_recipe, to_yaml
 from lora_dpo.recipe.meaning import changed_meaning
 from lora_dpo.recipe.schema import Recipe
@@ -276,12 +276,12 @@ class RunFolder:
             if (source / file.name).exists() or (source / file.name).is_symlink():
                 target.mkdir(exist_ok=True)
                 (source / file.name).rename(target / file.name)
-            _remove(partial_path(source / file.name))
+            remove(partial_path(source / file.name))
 
     def _remove_results(self) -> None:
         for file in self._results():
-            _remove(file)
-            _remove(partial_path(file))
+            remove(file)
+            remove(partial_path(file))
 
     def _results(self) -> tuple[Path, ...]:
         folders = (self.data, self.checkpoints, self.adapter, self.model, self.plots, self.tensorboard)
@@ -293,41 +293,3 @@ def _of_no_run(file: Path) -> bool:
     """Returns whether a file in a run folder may be there without a run: what a start that was killed has left."""
     name = file.name
     return name in (_LOCK, "stop", _REPLACED, _DISCARDED) or (name.startswith(".") and name.endswith(".partial"))
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-
-
-def replace_folder(partial: Path, target: Path) -> None:
-    """Renames a folder that is whole to its place, where an earlier one may be."""
-    aside = target.with_name(f".{target.name}.aside")
-    _remove(aside)
-    if target.exists():  # a folder cannot be renamed onto another
-        target.rename(aside)
-    partial.rename(target)
-    _remove(aside)
-
-
-def partial_path(path: Path) -> Path:
-    """Returns where a file or folder is written before it is renamed to `path`."""
-    return path.with_name(f".{path.name}.partial")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(path)
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a value as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 
 from lora_dpo.console import note
 from lora_dpo.errors import UserError
-from lora_dpo.model.cache import write_whole
+from lora_dpo.files import write_whole
 from lora_dpo.training.reference_policy import ReferencePolicy
 from lora_dpo.tree.forest import Index
 from lora_dpo.tree.ragged import Ragged
@@ -110,7 +110,9 @@ class ReferenceStore:
             UserError: It cannot be written, and nor could entries.
         """
         with self._accessible("written"):
-            write_whole(self.folder / "policy.json", json.dumps(self._policy.parts, indent=2).encode() + b"\n")
+            write_whole(
+                self.folder / "policy.json", json.dumps(self._policy.parts, indent=2).encode() + b"\n", shared=True
+            )
 
     def _parts(self) -> dict[Path, Entries]:
         parts: dict[Path, Entries] = {}
@@ -136,7 +138,7 @@ class ReferenceStore:
         keys = np.frombuffer(entries.keys.tobytes(), np.uint8).reshape(len(entries), -1)
         content = save({"keys": keys, "values": entries.values.values, "lengths": entries.values.lengths})
         file = self._files / f"{hashlib.sha256(content).hexdigest()}.safetensors"
-        write_whole(file, content)
+        write_whole(file, content, shared=True)
         return file
 
     @contextmanager

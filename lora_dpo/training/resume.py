@@ -12,12 +12,13 @@ from filelock import FileLock
 
 from lora_dpo.console import note
 from lora_dpo.errors import UserError
+from lora_dpo.files import write_json
 from lora_dpo.model.base import resolve
 from lora_dpo.model.hashes import weights_hash
 from lora_dpo.model.precision import choose_dtype
 from lora_dpo.recipe.meaning import changed_meaning
 from lora_dpo.recipe.resume import resume_folder
-from lora_dpo.recipe.run_folder import RunFolder, write_json
+from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.checkpoints import Checkpoint, Checkpoints, read
 from lora_dpo.training.reference_policy import adapter_hash

@@ -7,7 +7,8 @@ import pytest
 from filelock import FileLock, Timeout
 
 from lora_dpo.errors import UserError
-from lora_dpo.recipe.run_folder import RunFolder, partial_path, replace_folder, write_json, write_text
+from lora_dpo.files import partial_path, replace_folder, write_json, write_text
+from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
 
 
@@ -191,35 +192,6 @@ def test_a_run_of_another_version_can_still_be_opened(run: RunFolder) -> None:
     text = run.recipe.read_text(encoding="utf-8")
     run.recipe.write_text(text.partition("\n")[2], encoding="utf-8")
     assert RunFolder.open(run.path).load_recipe().run.name == "first"
-
-
-def test_writing_replaces_the_whole_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
-    file = tmp_path / "deep" / "file.txt"
-    write_text(file, "a long first text\n")
-    write_text(file, "café\n")
-    assert contents(tmp_path) == {"deep/file.txt": "café\n".encode()}
-
-
-def test_who_reads_while_a_file_is_written_sees_one_of_the_two_texts_whole(tmp_path: Path) -> None:
-    file = tmp_path / "file.txt"
-    write_text(file, "old")
-    with file.open(encoding="utf-8") as reader:
-        write_text(file, "new and longer")
-        assert reader.read() == "old"
-    assert file.read_text(encoding="utf-8") == "new and longer"
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
-    file = tmp_path / "file.txt"
-    write_text(file, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(file, "x" * 100_000 + "\ud800")
-    assert contents(tmp_path) == {"file.txt": b"old"}
-
-
-def test_json_is_readable_by_people(tmp_path: Path) -> None:
-    write_json(tmp_path / "x.json", {"a": ["é"]})
-    assert (tmp_path / "x.json").read_text(encoding="utf-8") == '{\n  "a": [\n    "é"\n  ]\n}\n'
 
 
 def test_a_replaced_run_comes_back_if_the_new_one_fails(run: RunFolder, tmp_path: Path) -> None:

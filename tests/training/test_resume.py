@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from lora_dpo.errors import UserError
+from lora_dpo.files import write_text
 from lora_dpo.recipe.meaning import meaning_hash
-from lora_dpo.recipe.run_folder import RunFolder, write_text
+from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.checkpoints import About, Checkpoints
 from lora_dpo.training.resume import find_start, open_run, origin_of, write_provenance
