@@ -15,11 +15,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lora_dpo.console import STOP_FILE, err, is_main_process, note
 from lora_dpo.data.preview import counts_table
 from lora_dpo.errors import UserError
-from lora_dpo.evaluation.generation import compare_answers
 from lora_dpo.evaluation.plots import draw_training, read_metrics
 from lora_dpo.evaluation.policies import Policies
 from lora_dpo.evaluation.preference import compare_preference
 from lora_dpo.evaluation.report import Report, print_report, show_finished, write_report
+from lora_dpo.evaluation.samples import draw_samples
+from lora_dpo.evaluation.work import Work
 from lora_dpo.files import partial_path, replace_folder, write_json
 from lora_dpo.preparation import Loaded, Setting, check_launch, load, make_trainer, prepare_setting
 from lora_dpo.recipe.loading import to_yaml
@@ -179,7 +180,8 @@ def _evaluate(setting: Setting, trainer: PreferenceTrainer) -> Report:
         steps=trainer.state.global_step,
         seconds=trainer.seconds,
         preference=compare_preference(policies, test, options.batch_size) if test else None,
-        samples=compare_answers(
+        samples=draw_samples(
+            Work(together=True),
             policies,
             setting.prepared.encoder,
             test,

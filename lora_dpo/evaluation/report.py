@@ -18,8 +18,8 @@ from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
 
 if TYPE_CHECKING:  # both import torch, which a report that is only shown again does not need
-    from lora_dpo.evaluation.generation import Sample
     from lora_dpo.evaluation.preference import Preference
+    from lora_dpo.evaluation.samples import Sample
 
 SCHEMA_VERSION = 1
 _SAMPLES_SHOWN = 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,6 +123,11 @@ class Work:
         with (self.folder / f"{_slug(what)}.{state.process_index}.jsonl").open("a", encoding="utf-8") as file:
             # The newline comes first, so that a line which a killed process left unfinished spoils no other.
             file.writelines("\n" + json.dumps(entry, ensure_ascii=False) for entry in values.items())
+
+
+def name_of(*parts: Any) -> str:
+    """Returns the name of a value that depends on these parts, of which JSON can keep each, and on nothing else."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _entries(file: Path) -> Iterator[tuple[str, Any]]:
