@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
 from lora_dpo.data.chat import TurnEncoder
@@ -15,6 +14,7 @@ from lora_dpo.evaluation.policies import Policies
 from lora_dpo.evaluation.work import Work
 from lora_dpo.model.base import load_model, load_tokenizer
 from lora_dpo.recipe.schema import ModelSection
+from tests.evaluation.models import adapted
 from tests.tiny import ARCHITECTURES
 
 PROMPTS = [user(text) for text in ("Hi", "Why is the sky blue on a clear day, and red in the evening?", "Do bats see?")]
@@ -35,15 +35,6 @@ def loaded(tiny_models):
         return model, TurnEncoder(load_tokenizer(section))
 
     return load
-
-
-def adapted(model: torch.nn.Module) -> torch.nn.Module:
-    torch.manual_seed(1)
-    tuned = get_peft_model(model, LoraConfig(target_modules="all-linear", r=4))
-    for name, parameter in tuned.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    return tuned.eval()
 
 
 @torch.no_grad()
@@ -167,7 +158,7 @@ def test_sampling_has_the_models_distribution() -> None:
 
 def test_before_and_after(loaded) -> None:
     model, encoder = loaded("llama")
-    tuned = adapted(model)
+    tuned = adapted(model).eval()
     prompts = [encoder.prompt_ids(prompt) for prompt in PROMPTS]
     stops = {encoder.end_of_turn_id, encoder.tokenizer.eos_token_id}
     for seed in (None, 2):

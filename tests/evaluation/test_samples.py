@@ -1,28 +1,19 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
 
 from lora_dpo.data.chat import TurnEncoder
 from lora_dpo.evaluation.answers import compare_answers
 from lora_dpo.evaluation.policies import Policies
 from lora_dpo.evaluation.samples import draw_samples
 from lora_dpo.evaluation.work import Work
-from lora_dpo.model.base import load_model, load_tokenizer
-from lora_dpo.recipe.schema import ModelSection
+from tests.evaluation.models import tiny_policies
 from tests.small import preferences
 
 
 @pytest.fixture
 def policies_and_encoder(tiny_models) -> tuple[Policies, TurnEncoder]:
-    section = ModelSection(name=str(tiny_models("llama")))
-    torch.manual_seed(1)
-    tuned = get_peft_model(load_model(section), LoraConfig(target_modules="all-linear", r=4))
-    for name, parameter in tuned.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    return Policies(tuned), TurnEncoder(load_tokenizer(section))
+    return tiny_policies(tiny_models("llama"))
 
 
 def test_questions_are_asked_once_before_and_after(policies_and_encoder) -> None:
