@@ -40,8 +40,8 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
         UserError: The model has no tokenizer, or it cannot be read.
     """
     path = resolve(model)
-    _load_config(path, model)
-    with _loading(model.name):
+    load_config(path, model)
+    with loading(model.name):
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, **_hub_options(model))
         except (ValueError, TypeError, KeyError) as error:  # the files are not there, or damaged
@@ -75,8 +75,8 @@ def load_model(model: ModelSection, *, four_bit: bool = False) -> PreTrainedMode
     options: dict[str, Any] = {**_hub_options(model), "dtype": dtype}
     if four_bit:
         options |= _four_bit_options(dtype)
-    config = _load_config(path, model)
-    with _loading(model.name):
+    config = load_config(path, model)
+    with loading(model.name):
         if (attention := choose_attention(model, config, dtype)) is not None:
             options["attn_implementation"] = attention
         loaded = AutoModelForCausalLM.from_pretrained(path, **options)
@@ -85,8 +85,17 @@ def load_model(model: ModelSection, *, four_bit: bool = False) -> PreTrainedMode
     return loaded
 
 
-def _load_config(path: str, model: ModelSection) -> PretrainedConfig:
-    with _loading(model.name):
+def load_config(path: str, model: ModelSection) -> PretrainedConfig:
+    """Loads a model's configuration.
+
+    Args:
+        path: What `resolve` returned.
+        model: The recipe's model section.
+
+    Raises:
+        UserError: It cannot be found or read.
+    """
+    with loading(model.name):
         try:
             return AutoConfig.from_pretrained(path, **_hub_options(model))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -129,7 +138,15 @@ def _keep_differentiable(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _loading(name: str) -> Iterator[None]:
+def loading(name: str) -> Iterator[None]:
+    """Turns what libraries raise while they load a model into words.
+
+    Args:
+        name: What the user calls the model.
+
+    Raises:
+        UserError: It cannot be found or read.
+    """
     on_hub = locate(name).hub_id is not None
     try:
         with offline_unless_reachable() if on_hub else nullcontext():
