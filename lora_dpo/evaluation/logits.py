@@ -33,13 +33,14 @@ def scored_logits(model: torch.nn.Module, sequences: Sequence[Completion]) -> Te
     Returns:
         Logits, shape (scored tokens of all sequences, vocabulary).
     """
-    ids, present, scored = (part.to(model.device) for part in padded(sequences).values())
+    ids, _, scored = (part.to(model.device) for part in padded(sequences).values())
     first, width = min(sequence.start for sequence in sequences), ids.shape[1]
     own = model.get_base_model() if isinstance(model, PeftModel) else model
     takes_part = "logits_to_keep" in inspect.signature(own.forward).parameters
     # Token t is predicted at t - 1, so those before the first scored token's predictor need no logits.
     part = {"logits_to_keep": width - first + 1} if takes_part else {}
-    logits = model(input_ids=ids, attention_mask=present, use_cache=False, **part).logits
+    # The padding comes last, where no token sees it; with a mask, a window of padding alone would see nothing at all.
+    logits = model(input_ids=ids, use_cache=False, **part).logits
     return logits[:, first - width - 1 : -1][scored[:, first:].bool()]
 
 
