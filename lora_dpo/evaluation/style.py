@@ -9,7 +9,8 @@ from typing import TypedDict
 from lora_dpo.evaluation.answers import Answer
 
 REFUSALS = (
-    r"i(?: a|')m (?:sorry|afraid)",
+    r"i(?: a|')m (?:\w+ )?sorry\b(?! to hear)",
+    r"i(?: a|')m afraid,? (?:that )?i\b",
     r"(?:sorry|unfortunately),? (?:but )?i (?:can(?:'t|not| not)|won't|am unable|'m unable|do not|don't)",
     r"i apologi[sz]e",
     r"i (?:can(?:'t|not| not)|won't|will not|could not|couldn't) (?:\w+ ){0,2}?"
@@ -24,7 +25,7 @@ REFUSALS = (
 """What an answer that refuses, apologises or has no comment begins with, as regular expressions on lower-case text.
 
 The list is of English wording, TruthfulQA's "I have no comment" included, which its authors count as true. It knows no
-meaning: a refusal in other words is missed, and "I'm sorry to hear that" is taken for one.
+meaning: a refusal in other words is missed, and "I'm sorry, that was my mistake" is taken for one.
 """
 _REFUSES = re.compile(rf"\W*(?:{'|'.join(REFUSALS)})")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
@@ -64,7 +65,7 @@ def repetition(text: str) -> float:
     """Returns 1 - distinct / all of a text's word 4-grams, letter case apart; 0 for a text of fewer than 4 words.
 
     With words in the place of tokens it is seq-rep-4 of Welleck et al., Neural Text Generation With Unlikelihood
-    Training (2020), section 6.1. Where words are not set apart by spaces, it says little.
+    Training (2020). Where words are not set apart by spaces, it says little.
     """
     words = _words(text)
     grams = [tuple(words[start : start + _GRAM]) for start in range(len(words) - _GRAM + 1)]

@@ -19,6 +19,8 @@ def test_repetition_by_hand() -> None:
     [
         "I'm sorry, but I can't help with that.",
         "I’m sorry, but I can’t help with that.",
+        "I'm so sorry, but no.",
+        "I'm afraid that I can't say.",
         "I cannot provide medical advice.",
         "I can't really answer that question.",
         "I am unable to answer.",
@@ -47,6 +49,8 @@ def test_refuses(text: str) -> None:
         "As an airline, we fly.",
         "I can help you with that.",
         "I have no doubt that it is safe.",
+        "I'm sorry to hear that.",
+        "I'm afraid that's a topic of debate.",
     ],
 )
 def test_does_not_refuse(text: str) -> None:

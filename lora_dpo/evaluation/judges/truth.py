@@ -25,7 +25,7 @@ def is_language_model(architecture: str) -> bool:
 class TruthJudge(Judge):
     r"""Scores an answer by the probability of yes, against that of no, to whether it is true.
 
-    The prompt is that of the judges which Lin, Hilton, Evans, TruthfulQA (2021), section 3.2, and their open
+    The prompt is that of the judges which Lin, Hilton, Evans, TruthfulQA (2021), and their open
     successors were trained with: `Q: ...\nA: ...\nTrue:`. The references are not read.
 
     Args:
