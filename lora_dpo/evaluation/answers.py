@@ -160,9 +160,8 @@ class _Gumbel(LogitsProcessor):
     r"""Adds noise that makes the largest score a draw from the softmax of the scores (the Gumbel-max trick).
 
     argmax_v (s_v + g_v) with g_v = -log(-log u_v) has the distribution softmax(s); see Maddison, Tarlow, Minka, A*
-    Sampling (2014). Each answer's noise comes from a generator of its own, on the CPU, seeded by the seed
-    and the prompt's tokens. Neither the batch nor the device nor the number of processes changes it, and of two
-    policies that hardly differ most answers are the same.
+    Sampling (2014). Each answer's noise comes from a generator of its own, on the CPU, seeded by the seed and the
+    prompt's tokens: neither the batch nor the device nor the number of processes changes it.
 
     Args:
         seed: The seed.
