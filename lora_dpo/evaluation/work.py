@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object, should_reduce_batch_size
+from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils.memory import should_reduce_batch_size
 
 from lora_dpo.console import note, tracked
 from lora_dpo.errors import UserError

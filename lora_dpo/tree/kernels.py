@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lora_dpo.tree.precision import widened
+
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -74,9 +76,9 @@ def attend_backward(
         return tuple(part[0] for part in gradients)
     logits, tanh = _logits(query, key, mask, scores, causal)
     weights = (logits - normaliser[..., None]).exp_()
-    inner = (gradient.float() * output.float()).sum(-1, keepdim=True)
+    inner = (widened(gradient) * widened(output)).sum(-1, keepdim=True)
     of_value = torch.matmul(weights.to(value.dtype).transpose(-1, -2), gradient)
-    of_logits = weights.mul_(torch.matmul(gradient, value.transpose(-1, -2)).float().sub_(inner))
+    of_logits = weights.mul_(widened(torch.matmul(gradient, value.transpose(-1, -2))).sub_(inner))
     if tanh is not None:
         of_logits.mul_(1 - tanh.square_())
     of_logits = of_logits.mul_(scores.scale).to(query.dtype)
@@ -90,7 +92,7 @@ def _fused(query: Tensor, scores: Scores) -> bool:
 def _logits(
     query: Tensor, key: Tensor, mask: Tensor | None, scores: Scores, causal: bool
 ) -> tuple[Tensor, Tensor | None]:
-    logits, tanh = torch.matmul(query, key.transpose(-1, -2)).float().mul_(scores.scale), None
+    logits, tanh = widened(torch.matmul(query, key.transpose(-1, -2))).mul_(scores.scale), None
     if scores.softcap is not None:
         tanh = logits.div_(scores.softcap).tanh_()
         logits = tanh * scores.softcap
