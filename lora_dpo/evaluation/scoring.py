@@ -81,8 +81,9 @@ def _score_tree(model: torch.nn.Module, sequences: list[Completion]) -> torch.Te
 
 
 def _score_batch(model: torch.nn.Module, sequences: list[Completion]) -> torch.Tensor:
-    ids, present, scored = (part.to(model.device) for part in padded(sequences).values())
-    logits = model(input_ids=ids, attention_mask=present, use_cache=False).logits
+    ids, _, scored = (part.to(model.device) for part in padded(sequences).values())
+    # The padding comes last, where no token sees it. A mask would leave windows of padding alone, all hidden: NaN.
+    logits = model(input_ids=ids, use_cache=False).logits
     # Token t is predicted at t - 1; only the completions' positions go through the softmax.
     rows, columns = scored[:, 1:].nonzero(as_tuple=True)
     log_probs = widened(logits[rows, columns]).log_softmax(-1)

@@ -37,7 +37,7 @@ def attend(
         causal: Row i sees keys 0..i, in place of a mask.
 
     Returns:
-        Output, shape (heads, rows, head_dim), and log-sum-exp, shape (heads, rows), fp32.
+        Output, shape (heads, rows, head_dim), and log-sum-exp, shape (heads, rows), fp32 or fp64.
     """
     if _fused(query, scores):
         output, normaliser = _flash(
@@ -86,7 +86,8 @@ def attend_backward(
 
 
 def _fused(query: Tensor, scores: Scores) -> bool:
-    return query.device.type == "cpu" and scores.softcap is None
+    # In float64 the kernel takes a float32 mask without a word, and reads it as something else.
+    return query.device.type == "cpu" and scores.softcap is None and query.dtype != torch.float64
 
 
 def _logits(
