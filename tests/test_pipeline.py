@@ -29,14 +29,17 @@ def test_pair_longer_than_the_model_s_positions_stops_before_anything_is_written
     assert not (tmp_path / "runs").exists()
 
 
-def test_finished_run_is_not_overwritten_unless_asked(tiny_models, tmp_path: Path) -> None:
+def test_finished_run_is_not_overwritten_unless_asked(tiny_models, tmp_path: Path, capfd) -> None:
     train = {"max_steps": 1}
     recipe = small_recipe(tiny_models("gpt2"), tmp_path, data={"path": data_file(tmp_path)}, train=train)
     folder = align(recipe)
     before = (folder / "report.json").read_bytes()
     before_metrics = (folder / "metrics.jsonl").read_text().splitlines()
+    assert align(recipe) == folder
+    said = " ".join(capfd.readouterr().err.split())
+    assert "is finished; this is its report. To run it again, add --overwrite." in said
     with pytest.raises(UserError, match="--overwrite"):
-        align(recipe)
+        align(recipe.model_copy(update={"dpo": recipe.dpo.model_copy(update={"beta": 0.3})}))
     assert (folder / "report.json").read_bytes() == before
     (folder / "plots" / "stale.png").write_text("x")
     assert align(recipe, overwrite=True) == folder
