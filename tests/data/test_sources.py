@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lora_dpo.data.pair import group_of, user
@@ -147,6 +149,14 @@ def test_questions_are_read_beside_the_pairs(jsonl):
     ]
     assert [(one.origin, one.source) for one in loaded.questions] == [(f"{path}, line 1", 1), (f"{path}, line 2", 1)]
     assert [one.group for one in loaded.questions] == [group_of(user("why")), group_of(user("what"))]
+
+
+def test_multiple_choice_as_the_hub_stores_it(tmp_path):
+    targets = {"choices": ["a", "", "b"], "labels": [1, 1, 0]}
+    row = {"question": "Why?", "mc1_targets": {"choices": ["a", "b"], "labels": [1, 0]}, "mc2_targets": targets}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "validation-00000.parquet")
+    (question,) = load_pairs(data(tmp_path)).questions
+    assert (question.correct, question.incorrect, question.best) == (("a", ""), ("b",), "a")
 
 
 def test_a_question_needs_something_to_choose_between(jsonl):

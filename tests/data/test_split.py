@@ -204,12 +204,10 @@ def test_a_fractional_weight_takes_whole_groups_whatever_the_order():
     assert split_manifest(again) == split_manifest(first)
 
 
-def folded(pairs, folds: int, *, sources=ONE, limit=None, **split):
+def folded(pairs, folds: int, limit=None, **split):
     """Returns the splits of each fold."""
-    return [
-        split_by_group([pairs], sources, Split(folds=folds, fold=fold, **split), limit).pairs
-        for fold in range(1, folds + 1)
-    ]
+    each = [Split(folds=folds, fold=fold, **split) for fold in range(1, folds + 1)]
+    return [split_by_group([pairs], ONE, one, limit).pairs for one in each]
 
 
 @given(
