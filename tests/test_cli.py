@@ -238,7 +238,7 @@ def test_data_as_json_has_stable_keys_and_nothing_else_on_stdout(small: Path) ->
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
     promised = {"pairs", "groups", "splits", "dropped", "overlap"}
-    assert set(summary) == promised | {"truncated", "near_duplicates"}
+    assert set(summary) == promised | {"questions", "truncated", "near_duplicates"}
     assert set(summary["splits"]) == {"train", "validation", "test"}
     for split in summary["splits"].values():
         assert set(split) == {"pairs", "groups", "hash"}
@@ -249,6 +249,7 @@ def test_data_as_json_has_stable_keys_and_nothing_else_on_stdout(small: Path) ->
         "test": 6,
     }
     assert (summary["pairs"], summary["groups"], summary["overlap"]) == (30, 30, 0)
+    assert summary["questions"] == {"train": 21, "validation": 3, "test": 6}
     assert summary["dropped"] == {"limit": 138}
     assert [file.name for file in small.iterdir()] == ["small.yaml"]
 

@@ -172,7 +172,9 @@ def test_recipe_trains(
     assert run.load_recipe() == recipe
     for file in ("recipe.yaml", "provenance.json", "metrics.jsonl", "report.json", "report.md"):
         assert (folder / file).stat().st_size > 0
-    assert sorted(file.name for file in run.data.iterdir()) == ["pairs.jsonl", "reference", "splits.json"]
+    has_questions = name == "quickstart" or name.startswith("gemma2")
+    questions = ["questions.jsonl"] * has_questions
+    assert sorted(file.name for file in run.data.iterdir()) == ["pairs.jsonl", *questions, "reference", "splits.json"]
     assert {file.name for file in run.plots.iterdir()} >= {"loss.png", "training.png"}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= {
         file.name for file in run.adapter.iterdir()

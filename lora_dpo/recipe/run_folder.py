@@ -63,7 +63,7 @@ class RunFolder:
 
     @property
     def data(self) -> Path:
-        """Folder with the pairs and the split manifest."""
+        """Folder with the pairs, the split manifest and, where the data lists all answers, the questions."""
         return self.path / "data"
 
     @property
