@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from lora_dpo.console import note, tracked
 from lora_dpo.errors import UserError
+from lora_dpo.model.hashes import weights_hash
+from lora_dpo.recipe.run_folder import RunFolder
 
 T = TypeVar("T")
 
@@ -122,6 +125,18 @@ class Work:
         with (self.folder / f"{_slug(what)}.{state.process_index}.jsonl").open("a", encoding="utf-8") as file:
             # The newline comes first, so that a line which a killed process left unfinished spoils no other.
             file.writelines("\n" + json.dumps(entry, ensure_ascii=False) for entry in values.items())
+
+
+def kept_values(run: RunFolder, origin: Mapping[str, str | None]) -> Path:
+    """Returns where a run's values are kept: a folder for the trained weights and all that they were put upon.
+
+    Args:
+        run: A run whose adapter or model has been saved.
+        origin: Hashes of the weights that it began with, and the precision.
+    """
+    trained = run.adapter if run.adapter.is_dir() else run.model
+    parts = json.dumps([weights_hash(str(trained), None), dict(origin)], sort_keys=True)
+    return run.evaluation / hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
 def _entries(file: Path) -> Iterator[tuple[str, Any]]:

@@ -92,6 +92,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def evaluation(self) -> Path:
+        """Folder with what was measured of each pair, question and answer."""
+        return self.path / "evaluation"
+
+    @property
     def report_json(self) -> Path:
         """The report for machines; written last, so its presence means that the run is complete."""
         return self.path / "report.json"
@@ -284,7 +289,10 @@ class RunFolder:
             remove(partial_path(file))
 
     def _results(self) -> tuple[Path, ...]:
-        folders = (self.data, self.checkpoints, self.adapter, self.model, self.plots, self.tensorboard)
+        folders = (
+            *(self.data, self.checkpoints, self.adapter, self.model, self.plots, self.tensorboard),
+            self.evaluation,
+        )
         files = (self.report_json, self.report_md, self.metrics, self.provenance, self.stopped)
         return (*files, *folders, self.recipe)  # the recipe comes last: without it the folder is nobody's run
 

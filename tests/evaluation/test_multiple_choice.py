@@ -1,15 +1,15 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
-from lora_dpo.evaluation.multiple_choice import answers_of, columns, measure
+from lora_dpo.data.pair import user
+from lora_dpo.data.question import Question
+from lora_dpo.evaluation.multiple_choice import answers_of, measure
 
 
-def question(correct=("t1", "t2"), incorrect=("f1", "f2"), best="t1", best_incorrect="f1") -> SimpleNamespace:
-    return SimpleNamespace(correct=correct, incorrect=incorrect, best=best, best_incorrect=best_incorrect)
+def question(correct=("t1", "t2"), incorrect=("f1", "f2"), best="t1", best_incorrect="f1") -> Question:
+    return Question(user("Why?"), correct, incorrect, best, best_incorrect, category="", group="g")
 
 
 def test_the_authors_definitions() -> None:
@@ -42,6 +42,4 @@ def test_an_answer_on_both_sides_is_scored_once_and_counts_on_both() -> None:
 
 
 def test_without_a_best_incorrect_answer_there_is_no_mc0() -> None:
-    measured = [measure(question(best_incorrect=""), [-1.0] * 4), measure(question(), [-1.0, -2.0, -3.0, -4.0])]
-    assert "mc0" not in measured[0]
-    assert {metric: len(values) for metric, values in columns(measured).items()} == {"mc0": 1, "mc1": 2, "mc2": 2}
+    assert set(measure(question(best_incorrect=""), [-1.0] * 4)) == {"mc1", "mc2"}

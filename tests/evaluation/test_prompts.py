@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,36 +13,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.utils import add_fused_lm_head
 
 from lora_dpo.data.chat import TurnEncoder
-from lora_dpo.data.formats.truthfulqa import split_answers
-from lora_dpo.data.pair import user
+from lora_dpo.data.question import Question
+from lora_dpo.data.sources import load_pairs
 from lora_dpo.evaluation.multiple_choice import answers_of, measure
 from lora_dpo.evaluation.prompts import encode, render
 from lora_dpo.evaluation.scoring import score_questions
 from lora_dpo.evaluation.work import Work
+from lora_dpo.recipe.schema import DataSection
 from lora_dpo.tree.hf import takes_trees, teach_trees
-from tests.conftest import REPOSITORY
 
 COUNT = 24
 
 
-def questions() -> list[SimpleNamespace]:
-    file = REPOSITORY / "lora_dpo" / "data" / "misconceptions.csv"
-    found = []
-    with file.open(encoding="utf-8", newline="") as rows:
-        for row in list(csv.DictReader(rows))[:COUNT]:
-            correct, incorrect = split_answers(row["Correct Answers"]), split_answers(row["Incorrect Answers"])
-            best = row["Best Answer"].strip()
-            correct = list(dict.fromkeys([best, *correct]))
-            found.append(
-                SimpleNamespace(
-                    prompt=user(row["Question"]), correct=correct, incorrect=incorrect, best=best, best_incorrect=""
-                )
-            )
-    found[1].incorrect.append("")  # the authors' own file has some; the harness stumbles over one in the first question
-    return found
+def questions() -> list[Question]:
+    rows = load_pairs(DataSection(path="bundled/misconceptions")).questions[:COUNT]
+    # The authors' own file has some empty answers; the harness stumbles over one in the first question.
+    return [rows[0], replace(rows[1], incorrect=(*rows[1].incorrect, "")), *rows[2:]]
 
 
-def harness(model, tokenizer, asked: list[SimpleNamespace], folder: Path) -> dict[str, list[dict]]:
+def harness(model, tokenizer, asked: list[Question], folder: Path) -> dict[str, list[dict]]:
     """Runs the package's own tasks on local questions; returns what it found for each."""
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM

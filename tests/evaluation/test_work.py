@@ -97,6 +97,7 @@ import json, sys
 from pathlib import Path
 from accelerate import PartialState
 from lora_dpo.evaluation.work import Work
+from lora_dpo.training.agreement import leave_together
 state = PartialState(cpu=True)
 asked = []
 def compute(batch):
@@ -106,6 +107,7 @@ work = Work(Path(sys.argv[1]), together=json.loads(sys.argv[2]))
 words = ["x" * n for n in range(1, 8)]
 found = work.map("lengths", words, words, compute, batch_size=2, size=len)
 Path(f"{state.process_index}.json").write_text(json.dumps({"found": found, "asked": asked}))
+leave_together()
 """
 
 
