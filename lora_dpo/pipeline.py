@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from lora_dpo.errors import UserError
 from lora_dpo.evaluation.evaluate import Subject, evaluate
 from lora_dpo.evaluation.plots import draw_training, read_metrics
 from lora_dpo.evaluation.policies import Policies
+from lora_dpo.evaluation.prompts import PromptStyle
 from lora_dpo.evaluation.report import Report, print_report, show_finished, write_report
 from lora_dpo.evaluation.work import Work, kept_values
 from lora_dpo.files import partial_path, replace_folder, write_json
@@ -182,6 +184,25 @@ def _evaluate(run: RunFolder, setting: Setting, trainer: PreferenceTrainer, orig
         training={"steps": trainer.state.global_step, "seconds": round(trainer.seconds, 1)},
         measured=evaluate(work, subject, recipe),
     )
+
+
+def evaluate_run(run: RunFolder, subject: Subject, style: PromptStyle) -> dict[str, Any]:
+    """Measures a finished run again and writes its report; values that are known are not computed again.
+
+    Args:
+        run: The run.
+        subject: The run, loaded.
+        style: How multiple-choice questions are put.
+
+    Returns:
+        The report, as JSON.
+    """
+    recipe = run.load_recipe()
+    before = json.loads(run.report_json.read_text(encoding="utf-8"))
+    work = Work(from_first(lambda: kept_values(run, origin_of(recipe))))
+    report = Report(recipe, before["data"], before["training"], evaluate(work, subject, recipe, style))
+    on_first(lambda: write_report(report, run, draw_training(read_metrics(run.metrics), run.plots)))
+    return report.as_json()
 
 
 def _finish(run: RunFolder, report: Report, checkpoints: Checkpoints) -> None:
