@@ -106,6 +106,25 @@ def dpo(
     _train(context, recipe, overrides, overwrite, processes=processes, dry_run=dry_run, reference_only=reference_only)
 
 
+@app.command(
+    "eval",
+    epilog="Examples: lora-dpo eval runs/quickstart   |   lora-dpo eval runs/quickstart --prompt harness --json",
+)
+def evaluate(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run that is trained.")],
+    prompt: Annotated[
+        str, typer.Option(help="How multiple choice is put: chat (as in training), harness (as the benchmark does).")
+    ] = "chat",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Measure a run before and after on its held-out data, and write its report again."""
+    from lora_dpo.eval import main as run_evaluation
+
+    words = [run, "--prompt", prompt, *["--json"] * as_json, *["--debug"] * bool(context.obj)]
+    run_evaluation(words)
+
+
 @app.command(epilog="Example: lora-dpo plot runs/quickstart")
 def plot(run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Draw a run's training pictures again from its metrics.jsonl."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,12 +16,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lora_dpo.console import STOP_FILE, err, is_main_process, note
 from lora_dpo.data.preview import counts_table
 from lora_dpo.errors import UserError
+from lora_dpo.evaluation.evaluate import Subject, evaluate
 from lora_dpo.evaluation.plots import draw_training, read_metrics
 from lora_dpo.evaluation.policies import Policies
-from lora_dpo.evaluation.preference import compare_preference
+from lora_dpo.evaluation.prompts import PromptStyle
 from lora_dpo.evaluation.report import Report, print_report, show_finished, write_report
-from lora_dpo.evaluation.samples import draw_samples
-from lora_dpo.evaluation.work import Work
+from lora_dpo.evaluation.work import Work, kept_values
 from lora_dpo.files import partial_path, replace_folder, write_json
 from lora_dpo.preparation import Loaded, Setting, check_launch, load, make_trainer, prepare_setting
 from lora_dpo.recipe.loading import to_yaml
@@ -81,7 +82,7 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
         first_step = _AfterFirstStep(run.discard_replaced)
         with _leaves_word(run), _old_results_kept_until(first_step, run, start):
             trainer = _train(run, setting, loaded, session, first_step)
-            report = _evaluate(setting, trainer)
+            report = _evaluate(run, setting, trainer, origin)
             on_first(lambda: _finish(run, report, checkpoints))
     return run.path
 
@@ -164,32 +165,44 @@ def _write_what_is_known(run: RunFolder, setting: Setting, loaded: Loaded, start
     write_provenance(run, provenance(setting.recipe, setting.plan, setting.prepared.summary(), loaded.model), start)
 
 
-def _evaluate(setting: Setting, trainer: PreferenceTrainer) -> Report:
-    """Compares before and after on the held-out test split; every rank does the same, rank 0 reports."""
-    options = setting.recipe.evaluation
+def _evaluate(run: RunFolder, setting: Setting, trainer: PreferenceTrainer, origin: dict[str, str | None]) -> Report:
+    """Compares before and after on the held-out test split; what was measured before a kill is not measured again."""
+    recipe, prepared = setting.recipe, setting.prepared
     policies = Policies(
         trained=trainer.accelerator.unwrap_model(trainer.model),
         base=trainer.accelerator.unwrap_model(trainer.ref_model) if trainer.ref_model is not None else None,
         settle=partial(forget_order_of_passes, trainer.model_wrapped, trainer.ref_model),
     )
-    test = setting.prepared.splits["test"]
-    note(f"Comparing before and after on {len(test)} held-out pairs.")
+    subject = Subject(policies, prepared.encoder, prepared.splits["test"], prepared.questions["test"])
+    several = f" and {len(subject.questions)} questions" if subject.questions else ""
+    note(f"Comparing before and after on {len(subject.pairs)} held-out pairs{several}.")
+    divided = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    work = Work(from_first(lambda: kept_values(run, origin)), together=divided)
     return Report(
-        recipe=setting.recipe,
-        data=setting.prepared.summary(),
-        steps=trainer.state.global_step,
-        seconds=trainer.seconds,
-        preference=compare_preference(policies, test, options.batch_size) if test else None,
-        samples=draw_samples(
-            Work(together=True),
-            policies,
-            setting.prepared.encoder,
-            test,
-            count=options.samples,
-            max_new_tokens=options.max_new_tokens,
-            batch_size=options.batch_size,
-        ),
+        recipe=recipe,
+        data=prepared.summary(),
+        training={"steps": trainer.state.global_step, "seconds": round(trainer.seconds, 1)},
+        measured=evaluate(work, subject, recipe),
     )
+
+
+def evaluate_run(run: RunFolder, subject: Subject, style: PromptStyle) -> dict[str, Any]:
+    """Measures a finished run again and writes its report; values that are known are not computed again.
+
+    Args:
+        run: The run.
+        subject: The run, loaded.
+        style: How multiple-choice questions are put.
+
+    Returns:
+        The report, as JSON.
+    """
+    recipe = run.load_recipe()
+    before = json.loads(run.report_json.read_text(encoding="utf-8"))
+    work = Work(from_first(lambda: kept_values(run, origin_of(recipe))))
+    report = Report(recipe, before["data"], before["training"], evaluate(work, subject, recipe, style))
+    on_first(lambda: write_report(report, run, draw_training(read_metrics(run.metrics), run.plots)))
+    return report.as_json()
 
 
 def _finish(run: RunFolder, report: Report, checkpoints: Checkpoints) -> None:

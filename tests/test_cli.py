@@ -176,7 +176,8 @@ def test_a_finished_run_is_shown_and_not_run_again(small: Path) -> None:
     recipe = load_recipe(str(small / "small.yaml"), [folder])
     run = RunFolder.of(recipe)
     run.create(recipe, overwrite=False)
-    run.report_json.write_text('{"preference": null, "samples": []}', encoding="utf-8")
+    nothing = {"verdict": "Nothing was held out.", "multiple_choice": None, "preference": None, "samples": []}
+    run.report_json.write_text(json.dumps(nothing), encoding="utf-8")
     for words in (["lora_dpo", "dpo"], ["lora_dpo.dpo"]):
         result = run_python("-m", *words, "small.yaml", folder, cwd=small, CUDA_VISIBLE_DEVICES="")
         assert result.returncode == 0, result.stderr
@@ -221,13 +222,19 @@ def test_quickstart_that_is_finished_shows_its_report_again(tmp_path: Path) -> N
     recipe = load_recipe("quickstart", ["run.folder=runs"])
     run = RunFolder(tmp_path / "runs" / "quickstart")
     run.create(recipe, overwrite=False)
-    scores = {"accuracy": 0.5, "margin": -1.0, "n_pairs": 12, "n_groups": 7}
-    preference = {"before": scores, "after": {**scores, "accuracy": 0.75}}
-    run.report_json.write_text(json.dumps({"preference": preference, "samples": []}), encoding="utf-8")
+    found = {"before": 0.5, "after": 0.75, "difference": 0.25, "ci95": [0.1, 0.4], "p": 0.002, "n": 7}
+    report = {
+        "verdict": "Better: so it is.",
+        "multiple_choice": None,
+        "preference": {"n_pairs": 12, "n_groups": 7, "accuracy": found},
+        "samples": [],
+    }
+    run.report_json.write_text(json.dumps(report), encoding="utf-8")
     result = lora_dpo("quickstart", "run.folder=runs", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
     assert "runs/quickstart is finished; this is its report." in result.stderr
-    assert "12 held-out pairs of 7 questions" in result.stdout
+    assert "Better: so it is." in result.stdout
+    assert "held out: 12 pairs of 7 questions" in result.stdout
     assert "+25.0 points" in result.stdout
     assert run.load_recipe() == recipe
 
@@ -238,7 +245,7 @@ def test_data_as_json_has_stable_keys_and_nothing_else_on_stdout(small: Path) ->
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
     promised = {"pairs", "groups", "splits", "dropped", "overlap"}
-    assert set(summary) == promised | {"truncated", "near_duplicates"}
+    assert set(summary) == promised | {"questions", "truncated", "near_duplicates"}
     assert set(summary["splits"]) == {"train", "validation", "test"}
     for split in summary["splits"].values():
         assert set(split) == {"pairs", "groups", "hash"}
@@ -249,6 +256,7 @@ def test_data_as_json_has_stable_keys_and_nothing_else_on_stdout(small: Path) ->
         "test": 6,
     }
     assert (summary["pairs"], summary["groups"], summary["overlap"]) == (30, 30, 0)
+    assert summary["questions"] == {"train": 21, "validation": 3, "test": 6}
     assert summary["dropped"] == {"limit": 138}
     assert [file.name for file in small.iterdir()] == ["small.yaml"]
 

@@ -29,14 +29,17 @@ def test_pair_longer_than_the_model_s_positions_stops_before_anything_is_written
     assert not (tmp_path / "runs").exists()
 
 
-def test_finished_run_is_not_overwritten_unless_asked(tiny_models, tmp_path: Path) -> None:
+def test_finished_run_is_not_overwritten_unless_asked(tiny_models, tmp_path: Path, capfd) -> None:
     train = {"max_steps": 1}
     recipe = small_recipe(tiny_models("gpt2"), tmp_path, data={"path": data_file(tmp_path)}, train=train)
     folder = align(recipe)
     before = (folder / "report.json").read_bytes()
     before_metrics = (folder / "metrics.jsonl").read_text().splitlines()
+    assert align(recipe) == folder
+    said = " ".join(capfd.readouterr().err.split())
+    assert "is finished; this is its report. To run it again, add --overwrite." in said
     with pytest.raises(UserError, match="--overwrite"):
-        align(recipe)
+        align(recipe.model_copy(update={"dpo": recipe.dpo.model_copy(update={"beta": 0.3})}))
     assert (folder / "report.json").read_bytes() == before
     (folder / "plots" / "stale.png").write_text("x")
     assert align(recipe, overwrite=True) == folder
@@ -50,7 +53,7 @@ def test_whole_model_is_saved_where_it_was_trained(tiny_models, tmp_path: Path) 
     assert (folder / "model" / "model.safetensors").is_file()
     assert not (folder / "adapter").exists()
     preference = json.loads((folder / "report.json").read_text())["preference"]
-    assert preference["before"]["margin"] != preference["after"]["margin"]
+    assert preference["margin"]["before"] != preference["margin"]["after"]
 
 
 def test_a_run_that_fails_before_its_first_step_does_not_cost_the_one_it_replaces(tiny_models, tmp_path: Path) -> None:
@@ -75,9 +78,10 @@ def test_a_continued_run_is_compared_with_the_adapter_that_it_started_from(tiny_
             tiny_models("gpt2"), tmp_path, **settings, adapter={"init_from": str(first)}, run={"name": "second"}
         )
     )
-    ended, started = (json.loads((run / "report.json").read_text())["preference"] for run in (first, second))
-    assert started["before"]["margin"] == pytest.approx(ended["after"]["margin"], abs=1e-4)
-    assert abs(ended["after"]["margin"] - ended["before"]["margin"]) > 1e-2
+    reports = [json.loads((run / "report.json").read_text()) for run in (first, second)]
+    ended, started = (report["preference"]["margin"] for report in reports)
+    assert started["before"] == pytest.approx(ended["after"], abs=1e-4)
+    assert abs(ended["after"] - ended["before"]) > 1e-2
 
 
 def test_the_token_is_written_nowhere(tiny_models, tmp_path: Path, monkeypatch, capfd) -> None:

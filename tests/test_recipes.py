@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from lora_dpo.data.chat import TurnEncoder
 from lora_dpo.data.manifest import read_pairs
-from lora_dpo.evaluation.preference import margins, summarise
+from lora_dpo.evaluation.policies import Policies
+from lora_dpo.evaluation.preference import score_pairs, summarise
+from lora_dpo.evaluation.work import Work
 from lora_dpo.pipeline import align
 from lora_dpo.recipe.loading import all_keys, load_recipe
 from lora_dpo.recipe.run_folder import RunFolder
@@ -172,7 +174,9 @@ def test_recipe_trains(
     assert run.load_recipe() == recipe
     for file in ("recipe.yaml", "provenance.json", "metrics.jsonl", "report.json", "report.md"):
         assert (folder / file).stat().st_size > 0
-    assert sorted(file.name for file in run.data.iterdir()) == ["pairs.jsonl", "reference", "splits.json"]
+    has_questions = name == "quickstart" or name.startswith("gemma2")
+    questions = ["questions.jsonl"] * has_questions
+    assert sorted(file.name for file in run.data.iterdir()) == ["pairs.jsonl", *questions, "reference", "splits.json"]
     assert {file.name for file in run.plots.iterdir()} >= {"loss.png", "training.png"}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= {
         file.name for file in run.adapter.iterdir()
@@ -180,11 +184,10 @@ def test_recipe_trains(
     assert not [file for file in folder.rglob("*partial*")]
 
     report = json.loads(run.report_json.read_text())
-    assert list(report) == ["schema_version", "run", "model", "training", "data", "preference", "samples"]
+    measured = ["multiple_choice", "preference", "samples"]
+    assert list(report) == ["schema_version", "run", "model", "verdict", "training", "data", *measured]
     assert report["training"]["steps"] == 2
-    assert [set(report["preference"][when]) for when in ("before", "after")] == [
-        {"accuracy", "margin", "n_pairs", "n_groups"}
-    ] * 2
+    assert (report["multiple_choice"] is not None) == has_questions
     assert len(report["samples"]) == 2
     steps = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert [entry["step"] for entry in steps if entry["phase"] == "train"] == [1, 2]
@@ -213,10 +216,7 @@ def check_adapter_with_plain_peft(recipe: Recipe, run: RunFolder, model: Path, r
     encoder = TurnEncoder(AutoTokenizer.from_pretrained(run.adapter), recipe.model.template)
     test = list(encoder.encode(read_pairs(run.data / "pairs.jsonl")["test"]))
     tolerance = 1e-3 if dtype == torch.float32 else 0.5
-    with torch.no_grad():
-        after = summarise(margins(tuned, test, 8, ""), [pair.pair.group for pair in test])
-        with tuned.disable_adapter():
-            before = summarise(margins(tuned, test, 8, ""), [pair.pair.group for pair in test])
-    assert after["margin"] == pytest.approx(report["preference"]["after"]["margin"], abs=tolerance)
-    assert before["margin"] == pytest.approx(report["preference"]["before"]["margin"], abs=tolerance)
-    assert (after["n_pairs"], after["n_groups"]) == (len(test), len({pair.pair.group for pair in test}))
+    found = summarise(score_pairs(Work(), Policies(tuned), test, batch_size=8), beta=recipe.dpo.beta, seed=0)
+    for when in ("before", "after"):
+        assert found["margin"][when] == pytest.approx(report["preference"]["margin"][when], abs=tolerance)
+    assert (found["n_pairs"], found["n_groups"]) == (len(test), len({pair.pair.group for pair in test}))

@@ -13,9 +13,10 @@ from lora_dpo.data.chat import TokenisedPair, TurnEncoder, check_turns
 from lora_dpo.data.groups import merge_groups
 from lora_dpo.data.length import fit_length
 from lora_dpo.data.lint import lint
-from lora_dpo.data.manifest import split_manifest, write_manifest, write_pairs
+from lora_dpo.data.manifest import split_manifest, write_manifest, write_pairs, write_questions
 from lora_dpo.data.near_duplicates import NearDuplicate, near_duplicates
 from lora_dpo.data.pair import Pair
+from lora_dpo.data.question import Question, distinct_questions, divide_questions
 from lora_dpo.data.sources import load_pairs
 from lora_dpo.data.split import overlap, split_by_group
 from lora_dpo.errors import UserError
@@ -33,6 +34,7 @@ class Prepared:
 
     Args:
         splits: Tokenised pairs of `train`, `validation` and `test`.
+        questions: The questions of each split, as far as the data lists all their answers.
         encoder: How turns became tokens.
         formats: Names of the recognised formats.
         dropped: Pairs and rows left out, by reason.
@@ -43,6 +45,7 @@ class Prepared:
     """
 
     splits: dict[SplitName, list[TokenisedPair]]
+    questions: dict[SplitName, list[Question]]
     encoder: TurnEncoder
     formats: str
     dropped: Counter[str]
@@ -61,6 +64,7 @@ class Prepared:
             "splits": {
                 split: {key: entry[key] for key in ("pairs", "groups", "hash")} for split, entry in manifest.items()
             },
+            "questions": {split: len(questions) for split, questions in self.questions.items()},
             "dropped": dict(self.dropped),
             "truncated": self.truncated,
             "overlap": self.overlap,
@@ -68,8 +72,10 @@ class Prepared:
         }
 
     def write(self, folder: Path) -> None:
-        """Writes `pairs.jsonl` and `splits.json`."""
+        """Writes `pairs.jsonl`, `splits.json` and, where there are questions, `questions.jsonl`."""
         write_pairs(folder / "pairs.jsonl", self._pairs())
+        if any(self.questions.values()):
+            write_questions(folder / "questions.jsonl", self.questions)
         write_manifest(folder / "splits.json", split_manifest(self._pairs()))
 
     def _pairs(self) -> dict[SplitName, list[Pair]]:
@@ -86,9 +92,11 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     Raises:
         UserError: The data cannot be read, tokenised soundly, or divided as asked.
     """
-    loaded = load_pairs(recipe.data)
-    clean, dropped = _lint_sources(loaded.by_source, recipe.data.sources())
-    splits = split_by_group(clean, recipe.data.sources(), recipe.data.split, recipe.data.limit)
+    loaded, sources = load_pairs(recipe.data), recipe.data.sources()
+    order = _held_out_first(sources)
+    merged = merge_groups([pair for number in order for pair in loaded.by_source[number]])
+    clean, dropped = _lint_sources(merged, len(sources))
+    splits = split_by_group(clean, sources, recipe.data.split, recipe.data.limit)
     report = loaded.report
     dropped += splits.dropped + Counter(bad_row=report.bad_rows, no_preference=report.rows_without_pair)
     encoder = TurnEncoder(tokenizer, recipe.model.template)
@@ -107,8 +115,10 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         truncated += fit.truncated
         dropped += Counter(over_length=fit.dropped)
     kept = {split: [pair.pair for pair in pairs] for split, pairs in fitted.items()}
+    questions = distinct_questions(sorted(loaded.questions, key=lambda one: order.index(one.source)), merged)
     return Prepared(
         splits=fitted,
+        questions=divide_questions(questions, sources, kept),
         encoder=encoder,
         formats=", ".join(dict.fromkeys(name for names in loaded.formats for name in names)),
         dropped=dropped,
@@ -119,15 +129,15 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     )
 
 
-def _lint_sources(by_source: list[list[Pair]], sources: Sequence[Source]) -> tuple[list[list[Pair]], Counter[str]]:
-    """Lints all sources as one, since they may repeat or contradict each other, and divides them again.
+def _held_out_first(sources: Sequence[Source]) -> list[int]:
+    """Returns the sources' numbers: of what is repeated the first is kept, which training must not take from a test."""
+    return sorted(range(len(sources)), key=lambda number: sources[number].use in {"auto", "train"})
 
-    Held-out sources come first: of a repeated pair the first is kept, and a test set must not lose pairs to training.
-    """
-    held_out_first = sorted(range(len(sources)), key=lambda number: sources[number].use in {"auto", "train"})
-    merged = merge_groups([pair for number in held_out_first for pair in by_source[number]])
-    clean, dropped = lint(merged)
-    divided: list[list[Pair]] = [[] for _ in by_source]
+
+def _lint_sources(pairs: list[Pair], sources: int) -> tuple[list[list[Pair]], Counter[str]]:
+    """Lints all sources as one, since they may repeat or contradict each other, and divides them again."""
+    clean, dropped = lint(pairs)
+    divided: list[list[Pair]] = [[] for _ in range(sources)]
     for pair in clean:
         divided[pair.source].append(pair)
     return divided, Counter(dropped)

@@ -88,18 +88,30 @@ class TurnEncoder:
         for start in range(0, len(pairs), _BATCH):
             yield from self._encode_batch(pairs[start : start + _BATCH])
 
+    def encode_answers(self, prompt: Sequence[Message], answers: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Tokenises several answers to one prompt; returns prompt and completion of each."""
+        text, ids = self.render(prompt), self.prompt_ids(prompt)
+        count = len(answers)
+        completions = self._completions([text] * count, [ids] * count, [prompt] * count, answers)
+        return [(ids, completion) for completion in completions]
+
     def _encode_batch(self, pairs: Sequence[Pair]) -> Iterator[TokenisedPair]:
         prompts = [self.render(pair.prompt) for pair in pairs]
         prompt_ids = [self._with_one_bos(ids) for ids in self._encode(prompts)]
-        chosen = self._completions(prompts, prompt_ids, pairs, [pair.chosen for pair in pairs])
-        rejected = self._completions(prompts, prompt_ids, pairs, [pair.rejected for pair in pairs])
+        turns = [pair.prompt for pair in pairs]
+        chosen = self._completions(prompts, prompt_ids, turns, [pair.chosen for pair in pairs])
+        rejected = self._completions(prompts, prompt_ids, turns, [pair.rejected for pair in pairs])
         for parts in zip(pairs, prompt_ids, chosen, rejected, strict=True):
             yield TokenisedPair(*parts)
 
     def _completions(
-        self, prompts: list[str], prompt_ids: list[list[int]], pairs: Sequence[Pair], answers: list[str]
+        self,
+        prompts: list[str],
+        prompt_ids: list[list[int]],
+        turns: Sequence[Sequence[Message]],
+        answers: Sequence[str],
     ) -> list[list[int]]:
-        whole = [self.render(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)]
+        whole = [self.render(prompt, answer) for prompt, answer in zip(turns, answers, strict=True)]
         whole_ids = [self._with_one_bos(ids) for ids in self._encode(whole)]
         completions = []
         for prompt, start, text, ids, answer in zip(prompts, prompt_ids, whole, whole_ids, answers, strict=True):

@@ -1,13 +1,14 @@
-"""Turns the rows of one file or data set into pairs."""
+"""Turns the rows of one file or data set into pairs and questions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
-from lora_dpo.data.formats.base import BadRowError, Candidate, Format, Options
+from lora_dpo.data.formats.base import AnswerSet, BadRowError, Candidate, Format, Options
 from lora_dpo.data.formats.registry import mapped, recognise
 from lora_dpo.data.pair import Pair, group_of
+from lora_dpo.data.question import Question
 from lora_dpo.data.report import ReadReport
 from lora_dpo.data.row import Row
 from lora_dpo.errors import UserError
@@ -41,8 +42,10 @@ def format_of(rows: Iterable[Row], data: DataSection, report: ReadReport, where:
     return found, chain(first, stream)
 
 
-def pairs_of(rows: Iterable[Row], known: Format, data: DataSection, report: ReadReport, source: int) -> Iterator[Pair]:
-    """Yields the pairs of rows of one format.
+def convert_rows(
+    rows: Iterable[Row], known: Format, data: DataSection, report: ReadReport, source: int
+) -> Iterator[tuple[list[Pair], Question | None]]:
+    """Yields, for each row of one format, its pairs, and its question where the row lists all answers.
 
     Args:
         rows: The rows.
@@ -59,11 +62,32 @@ def pairs_of(rows: Iterable[Row], known: Format, data: DataSection, report: Read
         try:
             candidates = known.convert(row.values, options)
             pairs = [_pair(candidate, row.where, source) for candidate in candidates]
+            question = _question(known.answers(row.values), row.where, source) if known.answers else None
         except BadRowError as bad:
             report.bad_row(str(bad), row.where, data.on_bad_row)
             continue
         report.rows_without_pair += not pairs
-        yield from pairs
+        yield pairs, question
+
+
+def _question(found: AnswerSet, where: str, source: int) -> Question | None:
+    """Returns the question, or None where there is nothing to choose between."""
+    correct, incorrect = tuple(found.correct), tuple(found.incorrect)
+    if found.best and found.best not in correct:
+        correct = (found.best, *correct)
+    if not correct or not incorrect:
+        return None
+    return Question(
+        prompt=found.prompt,
+        correct=correct,
+        incorrect=incorrect,
+        best=found.best or correct[0],
+        best_incorrect=found.best_incorrect,
+        category=found.category,
+        group=group_of(found.prompt),
+        origin=where,
+        source=source,
+    )
 
 
 def _pair(candidate: Candidate, where: str, source: int) -> Pair:

@@ -1,21 +1,24 @@
-"""The two files that say what a run was trained and tested on: `pairs.jsonl` and `splits.json`."""
+"""The files that say what a run was trained and tested on: `pairs.jsonl`, `questions.jsonl` and `splits.json`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from lora_dpo.data.files import read_rows
 from lora_dpo.data.pair import Pair
+from lora_dpo.data.question import Question
 from lora_dpo.data.report import ReadReport
 from lora_dpo.data.split import SPLITS
 from lora_dpo.errors import UserError
 from lora_dpo.files import write_json, write_text
 from lora_dpo.recipe.schema import SplitName
+
+T = TypeVar("T")
 
 
 class SplitEntry(TypedDict):
@@ -45,8 +48,7 @@ def split_manifest(splits: Mapping[SplitName, Sequence[Pair]]) -> dict[SplitName
 
 def write_pairs(path: Path, splits: Mapping[SplitName, Sequence[Pair]]) -> None:
     """Writes `pairs.jsonl`: one pair a line, with its split. The file appears whole or not at all."""
-    lines = (_dump({"split": name, **asdict(pair)}) for name in SPLITS for pair in splits[name])
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    _write(path, splits)
 
 
 def read_pairs(path: Path) -> dict[SplitName, list[Pair]]:
@@ -55,14 +57,21 @@ def read_pairs(path: Path) -> dict[SplitName, list[Pair]]:
     Raises:
         UserError: The file is missing or damaged.
     """
-    splits: dict[SplitName, list[Pair]] = {name: [] for name in SPLITS}
-    for row in read_rows(path, "error", ReadReport()):
-        try:
-            values = dict(row.values)
-            splits[values.pop("split")].append(Pair(**{**values, "prompt": tuple(values["prompt"])}))
-        except (KeyError, TypeError) as error:
-            raise _damaged(f"the line is no pair of a split ({type(error).__name__}: {error})", row.where) from None
-    return splits
+    return _read(path, "pair", lambda values: Pair(**{**values, "prompt": tuple(values["prompt"])}))
+
+
+def write_questions(path: Path, splits: Mapping[SplitName, Sequence[Question]]) -> None:
+    """Writes `questions.jsonl`: one question a line, with its split. The file appears whole or not at all."""
+    _write(path, splits)
+
+
+def read_questions(path: Path) -> dict[SplitName, list[Question]]:
+    """Reads what `write_questions` wrote.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    return _read(path, "question", _question)
 
 
 def write_manifest(path: Path, manifest: Mapping[SplitName, SplitEntry]) -> None:
@@ -88,6 +97,33 @@ def read_manifest(path: Path) -> dict[SplitName, SplitEntry]:
     if missing:
         raise _damaged(f"the file lacks {', '.join(missing)}", str(path))
     return manifest
+
+
+def _write(path: Path, splits: Mapping[SplitName, Sequence[Pair | Question]]) -> None:
+    lines = (_dump({"split": name, **asdict(one)}) for name in SPLITS for one in splits[name])
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def _read(path: Path, kind: str, make: Callable[[dict[str, Any]], T]) -> dict[SplitName, list[T]]:
+    splits: dict[SplitName, list[T]] = {name: [] for name in SPLITS}
+    for row in read_rows(path, "error", ReadReport()):
+        try:
+            values = dict(row.values)
+            splits[values.pop("split")].append(make(values))
+        except (KeyError, TypeError) as error:
+            raise _damaged(f"the line is no {kind} of a split ({type(error).__name__}: {error})", row.where) from None
+    return splits
+
+
+def _question(values: dict[str, Any]) -> Question:
+    answers = {key: tuple(_texts(values[key], key)) for key in ("correct", "incorrect")}
+    return Question(**{**values, **answers, "prompt": tuple(values["prompt"])})
+
+
+def _texts(value: Any, key: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise TypeError(f"{key} is no list of texts")
+    return value
 
 
 def _damaged(what: str, where: str) -> UserError:

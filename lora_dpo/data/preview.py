@@ -59,6 +59,9 @@ def _remarks(prepared: Prepared) -> list[str]:
         remarks.append("The chat template has no system turn; system turns are folded into the first user turn.")
     if prepared.encoder.style == "plain":
         remarks.append("The plain form 'User: ... Assistant: ...' is used, not a chat template.")
+    if any(prepared.questions.values()):
+        counts = ", ".join(f"{len(questions):,} {split}" for split, questions in prepared.questions.items())
+        remarks.append(f"Questions with all their answers, for multiple choice: {counts}.")
     near = prepared.near_duplicates
     if near:
         remarks.append(f"Nearly the same prompt on two sides of a split: {len(near):,}, such as")

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_dpo.data.convert import format_of, pairs_of
+from lora_dpo.data.convert import convert_rows, format_of
 from lora_dpo.data.files import data_files, read_rows
 from lora_dpo.data.formats.base import Format
 from lora_dpo.data.hub import hub_rows
 from lora_dpo.data.pair import Pair
 from lora_dpo.data.progress import counted
+from lora_dpo.data.question import Question
 from lora_dpo.data.report import ReadReport
 from lora_dpo.data.row import Row
 from lora_dpo.errors import UserError, did_you_mean, nearest
@@ -23,15 +24,17 @@ _BUNDLED_FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class LoadedPairs:
-    """All pairs of a recipe, as they were read: neither linted nor divided.
+    """All pairs and questions of a recipe, as they were read: neither linted nor divided.
 
     Args:
         by_source: The pairs of each source, in the recipe's order.
+        questions: The questions of all sources that list their answers, in the recipe's order.
         report: What was read and left out, over all sources.
         formats: The names of the formats met in each source.
     """
 
     by_source: list[list[Pair]] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
     report: ReadReport = field(default_factory=ReadReport)
     formats: list[list[str]] = field(default_factory=list)
 
@@ -49,10 +52,11 @@ def load_pairs(data: DataSection) -> LoadedPairs:
     scored = False
     for number, source in enumerate(data.sources()):
         report = ReadReport()
-        pairs, formats = _load_source(source, number, data, report)
+        pairs, questions, formats = _load_source(source, number, data, report)
         if not pairs:
             raise _no_pairs(source, data, report, formats)
         loaded.by_source.append(pairs)
+        loaded.questions.extend(questions)
         loaded.formats.append([known.name for known in formats])
         loaded.report.add(report)
         scored |= any(known.scores for known in formats)
@@ -65,14 +69,19 @@ def load_pairs(data: DataSection) -> LoadedPairs:
     return loaded
 
 
-def _load_source(source: Source, number: int, data: DataSection, report: ReadReport) -> tuple[list[Pair], list[Format]]:
+def _load_source(
+    source: Source, number: int, data: DataSection, report: ReadReport
+) -> tuple[list[Pair], list[Question], list[Format]]:
     pairs: list[Pair] = []
+    questions: list[Question] = []
     formats: dict[str, Format] = {}
     for where, rows in _streams(source, data, report):
         known, rows = format_of(counted(rows, f"Reading {where}"), data, report, where)
         formats[known.name] = known
-        pairs += pairs_of(rows, known, data, report, number)
-    return pairs, list(formats.values())
+        for made, question in convert_rows(rows, known, data, report, number):
+            pairs += made
+            questions += [] if question is None else [question]
+    return pairs, questions, list(formats.values())
 
 
 def _streams(source: Source, data: DataSection, report: ReadReport) -> Iterator[tuple[str, Iterable[Row]]]:

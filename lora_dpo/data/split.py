@@ -7,7 +7,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import cast, get_args
 
 from lora_dpo.data.pair import Pair
 from lora_dpo.errors import UserError
@@ -41,17 +41,20 @@ def split_by_group(
     """Divides pairs so that every group is on exactly one side.
 
     Groups are ordered by a hash of seed and group id: the first part is test, the next validation, the rest train. So
-    the result depends neither on the order of rows nor on the number of processes. Sources with a `use` of their own go
-    there as a whole; a group that two sources put on different sides stays held out, and its other pairs are dropped.
+    the result depends neither on the order of rows nor on the number of processes. With folds the order is cut into
+    parts whose sizes differ by one at most, so that every group is in the test split of exactly one fold; validation is
+    the first of what is left, so that most folds look at the same questions while they train. Sources with a `use` of
+    their own go there as a whole; a group that two sources put on different sides stays held out, and its other pairs
+    are dropped.
 
     Args:
         pairs_by_source: The pairs of each source.
         sources: The sources, with their `use` and `weight`.
-        split: Fractions of groups, and the seed.
+        split: Fractions of groups or the fold, and the seed.
         limit: About how many pairs to keep in all, by whole groups; None keeps all.
 
     Raises:
-        UserError: The train split, or a split that is asked for, would be empty.
+        UserError: The train split, a split that is asked for, or a fold would be empty.
     """
     uses = [source.use for source in sources]
     limited = _limited(pairs_by_source, uses, split.seed, limit)
@@ -112,18 +115,40 @@ def _wanted_sides(
 
 
 def _divide(groups: set[str], split: Split) -> dict[str, SplitName]:
-    """Returns the side of each group by the fractions; each fraction above 0 gets a group if there are enough."""
-    fractions: dict[SplitName, float] = {"test": split.test, "validation": split.validation}
-    sizes = {
-        name: max(1, math.floor(fraction * len(groups) + 0.5)) if fraction > 0 else 0
-        for name, fraction in fractions.items()
-    }
-    while sum(sizes.values()) >= len(groups) and max(sizes.values()) > 1:
-        sizes[max(sizes, key=lambda name: sizes[name])] -= 1
+    """Returns the side of each group, by the fractions or by the fold."""
     ordered = _in_hash_order(groups, split.seed)
-    names: list[SplitName] = [name for name, size in sizes.items() for _ in range(size)]
-    names += ["train"] * (len(ordered) - len(names))
-    return dict(zip(ordered, names, strict=False))
+    start, stop, validation = _fractions(len(ordered), split) if split.folds is None else _fold(len(ordered), split)
+    sides: dict[str, SplitName] = dict.fromkeys(ordered, "train")
+    sides |= dict.fromkeys(ordered[start:stop], "test")
+    sides |= dict.fromkeys((ordered[:start] + ordered[stop:])[:validation], "validation")
+    return sides
+
+
+def _fractions(count: int, split: Split) -> tuple[int, int, int]:
+    """Returns where the test split begins and ends in `count` ordered groups, and how many others are validation's."""
+    test, validation = _part(split.test, count), _part(split.validation, count)
+    while test + validation >= count and max(test, validation) > 1:
+        test, validation = (test - 1, validation) if test >= validation else (test, validation - 1)
+    return 0, test, validation
+
+
+def _fold(count: int, split: Split) -> tuple[int, int, int]:
+    """Returns the same as `_fractions` for one of several folds."""
+    folds, number = cast(int, split.folds), cast(int, split.fold) - 1
+    if count < folds:
+        raise UserError(
+            f"data.split.folds is {folds}, but there are only {count} questions to divide",
+            why="Each fold needs one. Sources with a 'use' of their own are not divided.",
+            fix="Take fewer folds, add questions, or raise data.limit.",
+            where="data.split",
+        )
+    start, stop = number * count // folds, (number + 1) * count // folds
+    return start, stop, min(_part(split.validation, count), max(1, count - (stop - start) - 1))
+
+
+def _part(fraction: float, count: int) -> int:
+    """Returns how many of `count` groups a fraction is; above 0 it is at least one."""
+    return max(1, math.floor(fraction * count + 0.5)) if fraction > 0 else 0
 
 
 def _final_sides(wanted: Iterable[Mapping[str, SplitName]]) -> dict[str, SplitName]:
@@ -158,19 +183,22 @@ def _refuse_empty(
 ) -> None:
     needed: set[str] = {"train", *uses} - {"auto"}
     if "auto" in uses:
-        needed |= {name for name, fraction in (("test", split.test), ("validation", split.validation)) if fraction > 0}
+        asked_for = {"test": split.test or split.folds, "validation": split.validation}
+        needed |= {name for name, part in asked_for.items() if part}
     empty = [name for name in SPLITS if name in needed and not result[name]]
     if not empty:
         return
     counts = ", ".join(f"{name} {len(result[name])}" for name in SPLITS)
-    asked = f"data.split.test {split.test:g}, data.split.validation {split.validation:g}"
+    test = f"data.split.test {split.test:g}" if split.folds is None else f"fold {split.fold} of {split.folds}"
     fixes = ["Add questions"]
     fixes += [f"raise data.limit (now {limit})"] if limit is not None else []
-    fixes += ["set data.split.test or data.split.validation to 0"] if "auto" in uses else []
+    free = "data.split.validation" if split.folds else "data.split.test or data.split.validation"
+    fixes += [f"set {free} to 0"] if "auto" in uses else []
     fixes += ["change the 'use' of a source"] if set(uses) != {"auto"} else []
     raise UserError(
         f"the {' and the '.join(empty)} split would be empty",
-        why=f"There are {groups} questions (groups), which are never divided; {asked}. Pairs: {counts}.",
+        why=f"There are {groups} questions (groups), which are never divided; {test}, data.split.validation "
+        f"{split.validation:g}. Pairs: {counts}.",
         fix=f"{', or '.join(fixes)}.",
         where="data.split",
     )

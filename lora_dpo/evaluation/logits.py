@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from lora_dpo.tree.precision import widened
 from lora_dpo.tree.sequences import Completion, padded, padded_batches
 
 _LOGIT_BYTES = 2**29
@@ -52,4 +53,4 @@ def log_probs(*logits: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """
     positions = max(1, _SOFTMAX_BYTES // (4 * logits[0].shape[1]))
     for parts in zip(*(each.split(positions) for each in logits), strict=True):
-        yield tuple(part.to(torch.promote_types(part.dtype, torch.float32)).log_softmax(-1) for part in parts)
+        yield tuple(widened(part).log_softmax(-1) for part in parts)

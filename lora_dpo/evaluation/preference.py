@@ -1,77 +1,176 @@
-"""Does the model prefer what people prefer? Held-out accuracy and margin, every question counting the same."""
+r"""Does the model prefer what people prefer? On held-out pairs, before and after, every question counting the same.
+
+With the log-probabilities of a pair's answers, w better and l worse, before (\pi_0) and after (\pi):
+
+- accuracy: log \pi(w) > log \pi(l), and `normalised_accuracy` the same of means over tokens;
+- margin: log \pi(w) - log \pi(l), in nats;
+- reward: r(a) = \beta (log \pi(a) - log \pi_0(a)), the implicit reward of Rafailov et al., Direct Preference
+  Optimization (2023), https://arxiv.org/abs/2305.18290, section 4; its accuracy and margin are those of r;
+- calibration: \sigma(r(w) - r(l)) is the probability that the model gives to people's choice. Expected calibration
+  error, Guo et al. (2017), https://arxiv.org/abs/1706.04599, section 2, over ten bins of confidence from 1/2 to 1.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
-from statistics import fmean
+from dataclasses import dataclass
 from typing import TypedDict
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
 
 from lora_dpo.data.chat import TokenisedPair
 from lora_dpo.evaluation.policies import Policies
-from lora_dpo.evaluation.scoring import score
+from lora_dpo.evaluation.scoring import Scored, score_questions
+from lora_dpo.evaluation.statistics import Comparison, compare, interval
+from lora_dpo.evaluation.work import Work
+
+_BINS = 10
+
+
+class Estimate(TypedDict):
+    """A mean over questions, with its 95 % interval."""
+
+    value: float
+    ci95: tuple[float, float]
+
+
+class Calibration(TypedDict):
+    """How sure the implicit reward is, and how often it is right, in bins of confidence that hold any pair."""
+
+    error: float
+    confidence: list[float]
+    accuracy: list[float]
+    weight: list[float]
 
 
 class Preference(TypedDict):
-    """Held-out preference of one policy.
+    """Held-out preference; what each number is, this module says."""
 
-    `accuracy` is the part of pairs in which the chosen answer is the more probable one, `margin` the mean of
-    log p(chosen) - log p(rejected) in nats. Both are means over questions of the mean over a question's pairs.
-    """
-
-    accuracy: float
-    margin: float
     n_pairs: int
     n_groups: int
+    accuracy: Comparison
+    normalised_accuracy: Comparison
+    margin: Comparison
+    reward_accuracy: Estimate
+    reward_margin: Estimate
+    calibration: Calibration
 
 
-def compare_preference(policies: Policies, pairs: Sequence[TokenisedPair], batch_size: int) -> dict[str, Preference]:
-    """Scores held-out pairs before and after.
+@dataclass(frozen=True, slots=True)
+class PairScores:
+    """Log-probabilities of pairs, better answer first, each of shape (pairs, 2).
+
+    Attributes:
+        before: Before the training, in nats.
+        after: After it.
+        tokens: Scored tokens.
+        groups: The question of each pair, as a number from 0 on, shape (pairs,).
+    """
+
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    groups: NDArray[np.int64]
+
+    def rewards(self, beta: float) -> NDArray[np.float64]:
+        """Returns the difference of the implicit rewards of each pair, shape (pairs,)."""
+        gained = beta * (self.after - self.before)
+        return gained[:, 0] - gained[:, 1]
+
+    def by_question(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns the mean of the pairs' values within each question, in the questions' order."""
+        return np.bincount(self.groups, values) / np.bincount(self.groups)
+
+
+def score_pairs(work: Work, policies: Policies, pairs: Sequence[TokenisedPair], *, batch_size: int) -> PairScores:
+    """Scores pairs before and after; an answer that stands in several pairs of a question is scored once.
 
     Args:
+        work: How the forward passes are carried out.
         policies: The two policies.
         pairs: Held-out pairs.
-        batch_size: Sequences a forward pass.
-
-    Returns:
-        `{"before": ..., "after": ...}`.
+        batch_size: Without trees, sequences a forward pass.
     """
-    with policies.before() as model:
-        before = margins(model, pairs, batch_size, "scoring, before")
-    with policies.after() as model:
-        after = margins(model, pairs, batch_size, "scoring, after ")
-    groups = [pair.pair.group for pair in pairs]
-    return {"before": summarise(before, groups), "after": summarise(after, groups)}
+    number = {group: place for place, group in enumerate(dict.fromkeys(pair.pair.group for pair in pairs))}
+    groups = np.array([number[pair.pair.group] for pair in pairs])
+    both = [[(pair.prompt_ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids)] for pair in pairs]
+    questions: list[dict[tuple, Scored]] = [{} for _ in number]
+    for group, sequences in zip(groups, both, strict=True):
+        questions[group].update({_key(sequence): sequence for sequence in sequences})
+    found = []
+    for policy, what in ((policies.before, "held-out pairs, before"), (policies.after, "held-out pairs, after")):
+        with policy() as model:
+            asked = [list(question.values()) for question in questions]
+            scores = score_questions(work, model, asked, what, batch_size=batch_size)
+        known = [dict(zip(question, part, strict=True)) for question, part in zip(questions, scores, strict=True)]
+        found.append(
+            np.array([[known[group][_key(part)] for part in ab] for group, ab in zip(groups, both, strict=True)])
+        )
+    tokens = np.array([[len(completion) for _, completion in sequences] for sequences in both])
+    return PairScores(*found, tokens, groups)
 
 
-def margins(model: torch.nn.Module, pairs: Sequence[TokenisedPair], batch_size: int, label: str) -> list[float]:
-    """Returns log p(chosen) - log p(rejected) of each pair, in nats.
+def _key(sequence: Scored) -> tuple:
+    return tuple(map(tuple, sequence))
 
-    An answer that stands in several pairs of one question is scored once.
+
+def summarise(scores: PairScores, *, beta: float, seed: int) -> Preference:
+    """Averages within each question, then over questions, and compares before and after.
+
+    Args:
+        scores: The pairs' log-probabilities.
+        beta: Of the implicit reward.
+        seed: Of the bootstrap.
     """
-    keys: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
-    for pair in pairs:
-        for completion in (pair.chosen_ids, pair.rejected_ids):
-            keys.setdefault((tuple(pair.prompt_ids), tuple(completion)), len(keys))
-    scores = score(model, [(list(prompt), list(completion)) for prompt, completion in keys], batch_size, label)
 
-    def score_of(pair: TokenisedPair, completion: list[int]) -> float:
-        return scores[keys[tuple(pair.prompt_ids), tuple(completion)]].item()
+    def comparison(values: Sequence[NDArray[np.float64]]) -> Comparison:
+        return compare(*(scores.by_question(part) for part in values), seed=seed)
 
-    return [score_of(pair, pair.chosen_ids) - score_of(pair, pair.rejected_ids) for pair in pairs]
+    def estimate(values: NDArray[np.float64]) -> Estimate:
+        means = scores.by_question(values)
+        return {"value": float(means.mean()), "ci95": interval(means, seed=seed)}
 
-
-def summarise(margins: Sequence[float], groups: Sequence[str]) -> Preference:
-    """Averages margins within each question, then over questions; a margin of exactly 0 counts as half right."""
-    by_group: dict[str, list[float]] = defaultdict(list)
-    for margin, group in zip(margins, groups, strict=True):
-        by_group[group].append(margin)
-    right = {group: fmean((value > 0) + 0.5 * (value == 0) for value in values) for group, values in by_group.items()}
+    margins = [part[:, 0] - part[:, 1] for part in (scores.before, scores.after)]
+    normalised = [(part / scores.tokens)[:, 0] - (part / scores.tokens)[:, 1] for part in (scores.before, scores.after)]
+    rewards = scores.rewards(beta)
     return {
-        "accuracy": fmean(right.values()),
-        "margin": fmean(fmean(values) for values in by_group.values()),
-        "n_pairs": len(margins),
-        "n_groups": len(by_group),
+        "n_pairs": len(scores.groups),
+        "n_groups": int(scores.groups.max()) + 1,
+        "accuracy": comparison([_right(part) for part in margins]),
+        "normalised_accuracy": comparison([_right(part) for part in normalised]),
+        "margin": comparison(margins),
+        "reward_accuracy": estimate(_right(rewards)),
+        "reward_margin": estimate(rewards),
+        "calibration": calibration(rewards, scores.groups),
     }
+
+
+def calibration(rewards: NDArray[np.float64], groups: NDArray[np.int64]) -> Calibration:
+    """Returns how well the implicit reward's confidence fits how often it is right, each question counting the same.
+
+    Args:
+        rewards: Difference of the implicit rewards of each pair, shape (pairs,).
+        groups: The question of each pair, as a number from 0 on.
+    """
+    weights = 1 / np.bincount(groups)[groups]
+    weights /= weights.sum()
+    confidence = expit(np.abs(rewards))
+    bins = np.minimum(((confidence - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
+    total = np.bincount(bins, weights, _BINS)
+    filled = total > 0
+    means = [
+        np.bincount(bins, weights * values, _BINS)[filled] / total[filled] for values in (confidence, _right(rewards))
+    ]
+    return {
+        "error": float((total[filled] * np.abs(means[0] - means[1])).sum()),
+        "confidence": means[0].tolist(),
+        "accuracy": means[1].tolist(),
+        "weight": total[filled].tolist(),
+    }
+
+
+def _right(margins: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns 1 where the better answer is ahead, and 1/2 for a tie, as an untrained reward is."""
+    return (margins > 0) + 0.5 * (margins == 0)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.panel import Panel
 from rich.table import Table
@@ -17,16 +17,41 @@ from lora_dpo.files import write_json, write_text
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
 
-if TYPE_CHECKING:  # both import torch, which a report that is only shown again does not need
-    from lora_dpo.evaluation.preference import Preference
-    from lora_dpo.evaluation.samples import Sample
+if TYPE_CHECKING:  # these import torch, which a report that is only shown again does not need
+    from lora_dpo.evaluation.evaluate import Measured
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SAMPLES_SHOWN = 2
+_HEADINGS = ("", "before", "after", "change", "95 % interval", "p")
+_METRICS = {
+    "mc0": "MC0",
+    "mc1": "MC1",
+    "mc2": "MC2",
+    "accuracy": "preference accuracy",
+    "normalised_accuracy": "accuracy per token",
+    "margin": "margin, nats",
+}
+"""What is compared, in the order of the table, and its name there."""
 _HOW_MEASURED = (
-    "Accuracy: the part of held-out pairs in which the model gives the chosen answer the higher probability. "
-    "Margin: mean log p(chosen) - log p(rejected), in nats. Every question counts the same, however many pairs it has."
+    "MC0: the best true answer is more probable than the best false one; MC1: than every false one; MC2: the true "
+    "answers' part of the probability of all. Preference accuracy: of held-out pairs, the part in which the chosen "
+    "answer is more probable, in sum or as a mean over its tokens. Margin: mean log p(chosen) - log p(rejected). Every "
+    "question counts the same, however many pairs it has. Intervals and p: paired bootstrap over questions."
 )
+
+
+_PUT = {"chat": "put as a chat", "harness": "put as the benchmark does"}
+
+
+class Row(NamedTuple):
+    """A line of the table, as text."""
+
+    name: str
+    before: str
+    after: str
+    change: str
+    interval: str
+    p: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,36 +61,38 @@ class Report:
     Args:
         recipe: The recipe.
         data: Counts and hashes of the splits, as `lora-dpo data --json` prints them.
-        steps: Optimizer steps.
-        seconds: Time of the training.
-        preference: Held-out preference before and after; None without a test split.
-        samples: Answers side by side.
+        training: Optimizer steps, and seconds that they took.
+        measured: What the evaluation found.
     """
 
     recipe: Recipe
     data: dict[str, Any]
-    steps: int
-    seconds: float
-    preference: dict[str, Preference] | None
-    samples: list[Sample]
+    training: dict[str, float]
+    measured: Measured
 
     def as_json(self) -> dict[str, Any]:
         """Returns the report with its stable keys."""
+        found = {
+            "multiple_choice": self.measured.multiple_choice,
+            "preference": self.measured.preference,
+            "samples": self.measured.samples,
+        }
         return {
             "schema_version": SCHEMA_VERSION,
             "run": self.recipe.run.name,
             "model": self.recipe.model.name,
-            "training": {"steps": self.steps, "seconds": round(self.seconds, 1)},
+            "verdict": verdict(found),
+            "training": self.training,
             "data": self.data,
-            "preference": self.preference,
-            "samples": self.samples,
+            **found,
         }
 
 
 def write_report(report: Report, run: RunFolder, pictures: Sequence[Path]) -> None:
     """Writes report.md, then report.json, whose presence says that the run is complete."""
-    write_text(run.report_md, _markdown(report, [picture.relative_to(run.path) for picture in pictures]))
-    write_json(run.report_json, report.as_json())
+    content = report.as_json()
+    write_text(run.report_md, _markdown(report, content, [picture.relative_to(run.path) for picture in pictures]))
+    write_json(run.report_json, content)
 
 
 def show_finished(run: RunFolder) -> None:
@@ -74,16 +101,21 @@ def show_finished(run: RunFolder) -> None:
     print_report(json.loads(run.report_json.read_text(encoding="utf-8")), run)
 
 
-def print_report(report: dict[str, Any], run: RunFolder) -> None:
+def print_report(report: Mapping[str, Any], run: RunFolder) -> None:
     """Prints a report's table, two answers side by side, and where everything is.
 
     Args:
         report: The content of report.json.
         run: The run it belongs to.
     """
-    if report["preference"]:
-        out.print(Text(f"Preference on {_counts(report['preference'])}", style="bold"))
-        out.print(_table(report["preference"]))
+    out.print(Text(report["verdict"], style="bold"))
+    if rows := list(_rows(report)):
+        table = Table(caption=_counts(report))
+        for heading in _HEADINGS:
+            table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
     for sample in report["samples"][:_SAMPLES_SHOWN]:
         out.print(Text(f"\n{sample['prompt']}", style="bold"))
         out.print(_side_by_side(sample))
@@ -93,31 +125,55 @@ def print_report(report: dict[str, Any], run: RunFolder) -> None:
         out.print(f"{label:<9} {path}", soft_wrap=True)
 
 
-def _rows(preference: dict[str, Preference]) -> list[tuple[str, str, str, str]]:
-    before, after = preference["before"], preference["after"]
-    accuracy, margin = after["accuracy"] - before["accuracy"], after["margin"] - before["margin"]
-    return [
-        ("accuracy", f"{before['accuracy']:.1%}", f"{after['accuracy']:.1%}", f"{100 * accuracy:+.1f} points"),
-        ("margin", f"{before['margin']:+.2f}", f"{after['margin']:+.2f}", f"{margin:+.2f} nats"),
-    ]
+def verdict(report: Mapping[str, Any]) -> str:
+    """Returns in a sentence whether the model became better, by the first metric that the data has.
+
+    Args:
+        report: `multiple_choice` and `preference`, as report.json has them.
+    """
+    for part, metric, name in (("multiple_choice", "mc1", "MC1"), ("preference", "accuracy", "preference accuracy")):
+        if report[part] is not None:
+            found = report[part][metric]
+            low, high = found["ci95"]
+            change = (
+                f"{name} {found['before']:.1%} -> {found['after']:.1%} on {found['n']} held-out questions "
+                f"({100 * found['difference']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f})."
+            )
+            if low > 0:
+                return f"Better: {change}"
+            return f"Worse: {change}" if high < 0 else f"No difference that can be told from chance: {change}"
+    return "Nothing was held out, so there is nothing to say of it."
 
 
-def _counts(preference: dict[str, Preference]) -> str:
-    counts = preference["after"]
-    return f"{counts['n_pairs']} held-out pairs of {counts['n_groups']} questions"
+def _rows(report: Mapping[str, Any]) -> Iterator[Row]:
+    for part in ("multiple_choice", "preference"):
+        for key, name in _METRICS.items():
+            found = (report[part] or {}).get(key)
+            if found is not None:
+                yield _row(name, found, in_percent=key != "margin")
 
 
-def _table(preference: dict[str, Preference]) -> Table:
-    table = Table()
-    table.add_column("")
-    for heading in ("before", "after", "change"):
-        table.add_column(heading, justify="right")
-    for row in _rows(preference):
-        table.add_row(*row)
-    return table
+def _row(name: str, found: Mapping[str, Any], *, in_percent: bool) -> Row:
+    low, high = found["ci95"]
+    if in_percent:
+        levels = f"{found['before']:.1%}", f"{found['after']:.1%}"
+        change, interval = f"{100 * found['difference']:+.1f} points", f"{100 * low:+.1f} to {100 * high:+.1f}"
+    else:
+        levels = f"{found['before']:+.2f}", f"{found['after']:+.2f}"
+        change, interval = f"{found['difference']:+.2f}", f"{low:+.2f} to {high:+.2f}"
+    return Row(name, *levels, change, interval, f"{found['p']:.4f}")
 
 
-def _side_by_side(sample: Sample) -> Table:
+def _counts(report: Mapping[str, Any]) -> str:
+    parts = []
+    if choice := report["multiple_choice"]:
+        parts.append(f"{choice['mc1']['n']} questions, {_PUT[choice['prompt_style']]}")
+    if report["preference"]:
+        parts.append(f"{report['preference']['n_pairs']} pairs of {report['preference']['n_groups']} questions")
+    return "held out: " + "; ".join(parts)
+
+
+def _side_by_side(sample: Mapping[str, str]) -> Table:
     grid = Table.grid(expand=True, padding=(0, 1))
     for _ in range(2):
         grid.add_column(ratio=1)
@@ -127,21 +183,19 @@ def _side_by_side(sample: Sample) -> Table:
     return grid
 
 
-def _markdown(report: Report, pictures: list[Path]) -> str:
+def _markdown(report: Report, content: Mapping[str, Any], pictures: list[Path]) -> str:
     recipe = report.recipe
-    lines = [f"# {recipe.run.name}", "", _summary(report), ""]
-    if report.preference:
-        lines += [
-            f"## Preference on {_counts(report.preference)}",
-            "",
-            "| | before | after | change |",
-            "|---|--:|--:|--:|",
-        ]
-        lines += [f"| {' | '.join(row)} |" for row in _rows(report.preference)]
-        lines += ["", _HOW_MEASURED, ""]
-    if report.samples:
+    lines = [f"# {recipe.run.name}", "", f"**{content['verdict']}**", "", _summary(report), ""]
+    if rows := list(_rows(content)):
+        lines += ["## Before and after", "", f"| {' | '.join(_HEADINGS)} |", "|---|--:|--:|--:|--:|--:|"]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
+        lines += ["", f"{_counts(content).capitalize()}. {_HOW_MEASURED}", ""]
+    if choice := content["multiple_choice"]:
+        shown = choice["prompt_example"].replace("\n", "\n    ")
+        lines += [f"Multiple choice ({choice['version']}), the first prompt:", "", f"    {shown}", ""]
+    if content["samples"]:
         lines += ["## Answers to held-out questions", ""]
-        for sample in report.samples:
+        for sample in content["samples"]:
             lines += [f"**{_one_line(sample['prompt'])}**", ""]
             lines += [f"- {name}: {_one_line(sample[name])}" for name in ("before", "after", "chosen")]
             lines.append("")
@@ -155,10 +209,10 @@ def _markdown(report: Report, pictures: list[Path]) -> str:
 
 
 def _summary(report: Report) -> str:
-    recipe = report.recipe
+    recipe, minutes = report.recipe, report.training["seconds"] / 60
     return (
         f"{recipe.model.name}, {recipe.adapter.method}, {' + '.join(recipe.dpo.loss)} with beta {recipe.dpo.beta:g}, "
-        f"{report.steps} steps of {recipe.train.global_batch_size} pairs in {report.seconds / 60:.1f} minutes."
+        f"{report.training['steps']} steps of {recipe.train.global_batch_size} pairs in {minutes:.1f} minutes."
     )
 
 

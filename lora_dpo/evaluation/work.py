@@ -17,6 +17,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from lora_dpo.console import note, tracked
 from lora_dpo.errors import UserError
+from lora_dpo.model.hashes import weights_hash
+from lora_dpo.recipe.run_folder import RunFolder
 
 T = TypeVar("T")
 
@@ -128,6 +130,18 @@ class Work:
 def name_of(*parts: Any) -> str:
     """Returns the name of a value that depends on these parts, of which JSON can keep each, and on nothing else."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def kept_values(run: RunFolder, origin: Mapping[str, str | None]) -> Path:
+    """Returns where a run's values are kept: a folder for the trained weights and all that they were put upon.
+
+    Args:
+        run: A run whose adapter or model has been saved.
+        origin: Hashes of the weights that it began with, and the precision.
+    """
+    trained = run.adapter if run.adapter.is_dir() else run.model
+    parts = json.dumps([weights_hash(str(trained), None), dict(origin)], sort_keys=True)
+    return run.evaluation / hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
 def _entries(file: Path) -> Iterator[tuple[str, Any]]:

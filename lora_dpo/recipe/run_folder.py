@@ -63,7 +63,7 @@ class RunFolder:
 
     @property
     def data(self) -> Path:
-        """Folder with the pairs and the split manifest."""
+        """Folder with the pairs, the split manifest and, where the data lists all answers, the questions."""
         return self.path / "data"
 
     @property
@@ -90,6 +90,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """One JSON object a logged step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder with what was measured of each pair, question and answer."""
+        return self.path / "evaluation"
 
     @property
     def report_json(self) -> Path:
@@ -284,7 +289,10 @@ class RunFolder:
             remove(partial_path(file))
 
     def _results(self) -> tuple[Path, ...]:
-        folders = (self.data, self.checkpoints, self.adapter, self.model, self.plots, self.tensorboard)
+        folders = (
+            *(self.data, self.checkpoints, self.adapter, self.model, self.plots, self.tensorboard),
+            self.evaluation,
+        )
         files = (self.report_json, self.report_md, self.metrics, self.provenance, self.stopped)
         return (*files, *folders, self.recipe)  # the recipe comes last: without it the folder is nobody's run
 

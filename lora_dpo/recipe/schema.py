@@ -132,14 +132,37 @@ class SamplePairs(Section):
 class Split(Section):
     """How questions are divided. A question is never on two sides."""
 
-    test: Fraction = Field(0.2, description="Part of the questions held out for the report.")
+    test: Fraction = Field(
+        0.2, description="Part of the questions held out for the report; without meaning where folds is set."
+    )
     validation: Fraction = Field(0.1, description="Part of the questions for the evaluations during training.")
     seed: int = Field(0, ge=0, description="Which questions land where; keep it when runs are compared.")
+    folds: int | None = Field(
+        None,
+        ge=2,
+        description="Cross-validation: the questions are cut into this many equal parts, one of which is the test "
+        "split, whatever test says. null is off.",
+    )
+    fold: PositiveInt | None = Field(None, description="Which of the folds is the test split, from 1 to folds.")
 
     @model_validator(mode="after")
     def _leaves_training_data(self) -> Split:
-        if self.test + self.validation >= 1.0:
-            raise ValueError(f"test {self.test} + validation {self.validation} leave nothing to train on")
+        if self.folds is None:
+            part, held_out = self.test, f"test {self.test}"
+        else:
+            part, held_out = 1 / self.folds, f"one fold of {self.folds}"
+        if part + self.validation >= 1.0:
+            raise ValueError(f"{held_out} + validation {self.validation} leave nothing to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _fold_is_one_of_the_folds(self) -> Split:
+        if self.folds is None and self.fold is not None:
+            raise ValueError(f"fold {self.fold} has no meaning without folds, the number of parts")
+        if self.folds is not None and self.fold is None:
+            raise ValueError(f"folds {self.folds} needs fold, which of them is the test split: 1 to {self.folds}")
+        if self.folds is not None and self.fold is not None and self.fold > self.folds:
+            raise ValueError(f"there is no fold {self.fold} of {self.folds}; folds are counted from 1")
         return self
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lora_dpo.tree.kernels import Scores, attend, attend_backward
+from lora_dpo.tree.precision import wide_dtype
 from lora_dpo.tree.tree import Piece, Tree
 
 
@@ -47,7 +48,7 @@ class _BlockAttention(torch.autograd.Function):
         heads, length, size = query.shape[1:]
         cuts = tree.cuts(window, heads // key.shape[1])
         output = query.new_empty(1, length, heads, size)
-        normaliser = query.new_empty(heads, length, dtype=torch.float32)
+        normaliser = query.new_empty(heads, length, dtype=wide_dtype(query))
         for cut in cuts:
             parts = [_attend(query[0, :, cut.queries], key[0], value[0], piece, scores) for piece in cut.pieces]
             merged, normaliser[:, cut.queries] = _merge(parts)
@@ -61,8 +62,8 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, normaliser = ctx.saved_tensors
         of_query = torch.empty_like(query)
-        # Many blocks add to one key, so the sums are kept in fp32.
-        of_key, of_value = torch.zeros_like(key, dtype=torch.float32), torch.zeros_like(value, dtype=torch.float32)
+        # Many blocks add to one key, so the sums are not kept in half precision.
+        of_key, of_value = (torch.zeros_like(part, dtype=wide_dtype(part)) for part in (key, value))
         for cut in ctx.cuts:
             rows = [part[0, :, cut.queries] for part in (query, output.transpose(1, 2), gradient.transpose(1, 2))]
             rows.append(normaliser[:, cut.queries])

@@ -309,6 +309,27 @@ def check_model(model: Any, args: DPOConfig) -> str | None:
         base.forward = forward
 
 
+def score_over_trees(model: PreTrainedModel | PeftModel) -> str | None:
+    """Lets a model that no trainer has answer `model(tree=tree, fused_lm_head=True)`; any other call stays as it was.
+
+    Args:
+        model: A model, or one with adapters.
+
+    Returns:
+        None, or why it cannot; it is then as it was before.
+    """
+    base, forward = _base_model(model), _base_model(model).forward
+    reason = _reads_rows(model)
+    if reason is None:
+        add_fused_lm_head(base, outputs=("log_probs",))
+        reason = _prove(base)
+    if reason is None:
+        teach_trees(base)
+    else:
+        base.forward = forward
+    return reason
+
+
 def _cannot_be_planned(trainer: DPOTrainer) -> str | None:
     """Returns why a trainer's data cannot be put into micro-batches beforehand."""
     if trainer._is_vision_dataset:
@@ -327,15 +348,21 @@ def _why_not(trainer: DPOTrainer) -> str | None:
 
 def _settings_against(model: Any, args: DPOConfig) -> str | None:
     config = model.config.get_text_config()
-    if model.config.is_encoder_decoder:
-        return "an encoder-decoder model reads the prompt in both directions"
-    if isinstance(model, PeftModel) and any(part.is_prompt_learning for part in model.peft_config.values()):
-        return "a prompt-learning adapter puts virtual tokens before every sequence"
     coefficient = args.router_aux_loss_coef
     if coefficient is None:
         coefficient = getattr(config, "router_aux_loss_coef", 0.0)
     if coefficient and hasattr(config, "output_router_logits"):
         return "a router's loss depends on how often a token is repeated"
+    return _reads_rows(model)
+
+
+def _reads_rows(model: Any) -> str | None:
+    """Returns why a model's forward pass wants whole rows, as far as its settings tell."""
+    config = model.config.get_text_config()
+    if model.config.is_encoder_decoder:
+        return "an encoder-decoder model reads the prompt in both directions"
+    if isinstance(model, PeftModel) and any(part.is_prompt_learning for part in model.peft_config.values()):
+        return "a prompt-learning adapter puts virtual tokens before every sequence"
     other = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if other:
         return f"layers of type {', '.join(sorted(other))} pass a state along the row"

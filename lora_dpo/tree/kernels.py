@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lora_dpo.tree.precision import widened
+
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -35,7 +37,7 @@ def attend(
         causal: Row i sees keys 0..i, in place of a mask.
 
     Returns:
-        Output, shape (heads, rows, head_dim), and log-sum-exp, shape (heads, rows), fp32.
+        Output, shape (heads, rows, head_dim), and log-sum-exp, shape (heads, rows), fp32 or fp64.
     """
     if _fused(query, scores):
         output, normaliser = _flash(
@@ -74,9 +76,9 @@ def attend_backward(
         return tuple(part[0] for part in gradients)
     logits, tanh = _logits(query, key, mask, scores, causal)
     weights = (logits - normaliser[..., None]).exp_()
-    inner = (gradient.float() * output.float()).sum(-1, keepdim=True)
+    inner = (widened(gradient) * widened(output)).sum(-1, keepdim=True)
     of_value = torch.matmul(weights.to(value.dtype).transpose(-1, -2), gradient)
-    of_logits = weights.mul_(torch.matmul(gradient, value.transpose(-1, -2)).float().sub_(inner))
+    of_logits = weights.mul_(widened(torch.matmul(gradient, value.transpose(-1, -2))).sub_(inner))
     if tanh is not None:
         of_logits.mul_(1 - tanh.square_())
     of_logits = of_logits.mul_(scores.scale).to(query.dtype)
@@ -84,13 +86,14 @@ def attend_backward(
 
 
 def _fused(query: Tensor, scores: Scores) -> bool:
-    return query.device.type == "cpu" and scores.softcap is None
+    # In float64 the kernel takes a float32 mask without a word, and reads it as something else.
+    return query.device.type == "cpu" and scores.softcap is None and query.dtype != torch.float64
 
 
 def _logits(
     query: Tensor, key: Tensor, mask: Tensor | None, scores: Scores, causal: bool
 ) -> tuple[Tensor, Tensor | None]:
-    logits, tanh = torch.matmul(query, key.transpose(-1, -2)).float().mul_(scores.scale), None
+    logits, tanh = widened(torch.matmul(query, key.transpose(-1, -2))).mul_(scores.scale), None
     if scores.softcap is not None:
         tanh = logits.div_(scores.softcap).tanh_()
         logits = tanh * scores.softcap

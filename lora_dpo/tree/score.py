@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lora_dpo.tree.precision import wide_dtype, widened
+
 _TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 """Logits held at once; large enough for the matrix product to run at full speed, small enough for the cache (CPU)."""
 _ROWS = {"cpu": 512, "cuda": 4096}
@@ -99,7 +101,7 @@ class _FrozenHead(torch.autograd.Function):
         if gradient is None:
             return (None,) * 7
         of_edge, parents = ctx.saved_tensors
-        of_hidden = torch.zeros(ctx.shape, device=gradient.device)
+        of_hidden = torch.zeros(ctx.shape, device=gradient.device, dtype=wide_dtype(of_edge))
         of_hidden.index_add_(0, parents, of_edge * gradient[:, None])
         return of_hidden.to(ctx.dtype), *(None,) * 6
 
@@ -124,7 +126,7 @@ class _TrainedHead(torch.autograd.Function):
         if gradient is None:
             return (None,) * 7
         with ctx.head.gathered():
-            return *_TrainedHead._gradients(gradient.float(), *ctx.saved_tensors, ctx.head), *(None,) * 4
+            return *_TrainedHead._gradients(widened(gradient), *ctx.saved_tensors, ctx.head), *(None,) * 4
 
     @staticmethod
     def _gradients(
@@ -132,10 +134,10 @@ class _TrainedHead(torch.autograd.Function):
         log_normaliser: Tensor, head: Head,
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         head = replace(head, weight=weight, bias=bias)
-        of_hidden = torch.zeros(hidden.shape, device=hidden.device)
-        of_weight = torch.zeros(weight.shape, device=weight.device)
-        of_bias = None if bias is None else torch.zeros(bias.shape, device=bias.device)
-        total = torch.zeros(len(hidden), device=hidden.device).index_add_(0, parents, gradient)
+        wide = {"device": hidden.device, "dtype": wide_dtype(weight)}
+        of_hidden, of_weight = torch.zeros(hidden.shape, **wide), torch.zeros(weight.shape, **wide)
+        of_bias = None if bias is None else torch.zeros(bias.shape, **wide)
+        total = torch.zeros(len(hidden), **wide).index_add_(0, parents, gradient)
         for rows, words, logits, slope in _tiles(hidden, head):
             of_logits = (logits - log_normaliser[rows, None]).exp_().mul_(-total[rows, None])
             inside, row, column = _in_tile(parents, targets, rows, logits, words.start)
@@ -144,8 +146,8 @@ class _TrainedHead(torch.autograd.Function):
             if slope is not None:
                 of_logits.mul_(slope)
             low = of_logits.to(weight.dtype)
-            of_hidden[rows] += torch.matmul(low, weight[words]).float()
-            of_weight[words] += torch.matmul(low.T, hidden[rows].to(weight.dtype)).float()
+            of_hidden[rows] += torch.matmul(low, weight[words])
+            of_weight[words] += torch.matmul(low.T, hidden[rows].to(weight.dtype))
             if of_bias is not None:
                 of_bias[words] += of_logits.sum(0)
         of_bias = None if of_bias is None else of_bias.to(bias.dtype)
@@ -164,15 +166,17 @@ class _Statistics:
         self, hidden: Tensor, head: Head, parents: Tensor, targets: Tensor, *, with_gradient: bool, with_squares: bool
     ) -> None:
         self._hidden, self._head, self._parents, self._targets = hidden, head, parents, targets
-        zeros = torch.zeros(len(hidden), device=hidden.device)
+        dtype = wide_dtype(head.weight)
+        wide = {"device": hidden.device, "dtype": dtype}
+        zeros = torch.zeros(len(hidden), **wide)
         self._maximum = torch.full_like(zeros, float("-inf"))
         self._exponentials, self._logits = zeros.clone(), zeros.clone()
         self._squares = zeros.clone() if with_squares else None
-        self._expected = torch.zeros(hidden.shape, device=hidden.device) if with_gradient else None
+        self._expected = torch.zeros(hidden.shape, **wide) if with_gradient else None
         # Sum of p_v z_v. In fp32 and without a bend the expected row of W gives it, without another pass over the tile.
-        exact = head.weight.dtype == torch.float32 and head.bias is None and head.softcap is None
+        exact = head.weight.dtype == dtype and head.bias is None and head.softcap is None
         self._weighted_logits = None if with_gradient and exact else zeros
-        self._target = torch.zeros(len(targets), device=hidden.device)
+        self._target = torch.zeros(len(targets), **wide)
         self._slope = torch.ones_like(self._target)
         for rows, words, logits, slope in _tiles(hidden, head):
             inside, row, column = _in_tile(parents, targets, rows, logits, words.start)
@@ -198,14 +202,14 @@ class _Statistics:
             self._expected[rows] *= shrink[:, None]
             weight = self._head.weight[words]
             weights = (weights if slope is None else weights.mul_(slope)).to(weight.dtype)
-            if weight.dtype == torch.float32:
+            if weight.dtype == self._expected.dtype:
                 self._expected[rows].addmm_(weights, weight)
             else:
                 self._expected[rows] += torch.matmul(weights, weight)
 
     def edge_gradients(self) -> Tensor:
         expected = self._expected / self._exponentials[:, None]
-        of_target = self._head.weight[self._targets].float().mul_(self._slope[:, None])
+        of_target = widened(self._head.weight[self._targets]).mul_(self._slope[:, None])
         return of_target.sub_(expected[self._parents]).mul_(self._head.scale)
 
     def scores(self) -> EdgeScores:
@@ -235,7 +239,7 @@ def _tiles(hidden: Tensor, head: Head) -> Iterator[tuple[slice, slice, Tensor, T
         states = hidden[rows].to(head.weight.dtype)
         for word in range(0, vocabulary, n_words):
             words = slice(word, min(word + n_words, vocabulary))
-            logits = torch.matmul(states, head.weight[words].T).float()
+            logits = widened(torch.matmul(states, head.weight[words].T))
             if head.bias is not None:
                 logits += head.bias[words]
             if head.scale != 1.0:

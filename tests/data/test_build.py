@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lora_dpo.data.build import prepare
-from lora_dpo.data.manifest import read_manifest, read_pairs
+from lora_dpo.data.manifest import read_manifest, read_pairs, read_questions
 from lora_dpo.data.pair import normalised
 from lora_dpo.data.sources import load_pairs
 from lora_dpo.errors import UserError
@@ -85,13 +85,14 @@ def test_summary_keys_are_stable(tmp_path: Path) -> None:
     prepared = prepare(recipe(tmp_path), tiny_tokenizer("gpt2"))
     summary = prepared.summary()
     assert list(summary) == [
-        "pairs", "groups", "splits", "dropped", "truncated", "overlap", "near_duplicates",
+        "pairs", "groups", "splits", "questions", "dropped", "truncated", "overlap", "near_duplicates",
     ]  # fmt: skip
     assert {split: list(entry) for split, entry in summary["splits"].items()} == dict.fromkeys(
         ("train", "validation", "test"), ["pairs", "groups", "hash"]
     )
     assert summary["pairs"] == summary["groups"] == len(BUNDLED)
     assert sum(entry["pairs"] for entry in summary["splits"].values()) == len(BUNDLED)
+    assert summary["questions"] == {split: entry["groups"] for split, entry in summary["splits"].items()}
     json.dumps(summary)
 
 
@@ -131,6 +132,65 @@ def test_files_say_what_was_prepared(tmp_path: Path) -> None:
     assert {split: entry["hash"] for split, entry in manifest.items()} == {
         split: entry["hash"] for split, entry in prepared.summary()["splits"].items()
     }
+
+
+def mc_row(number: int, *, wrong: str = "No") -> dict:
+    targets = {"Yes": 1, wrong: 0}
+    return {"question": f"Is {number} a number?", "mc1_targets": targets, "mc2_targets": {"": 1, **targets}}
+
+
+def test_questions_are_divided_with_their_pairs(tmp_path: Path) -> None:
+    prepared = prepare(recipe(tmp_path, pairs="all", limit=200), tiny_tokenizer("gpt2"))
+    assert sum(map(len, prepared.questions.values())) > 10
+    answers_of = {row["Question"]: row for row in BUNDLED}
+    for split, questions in prepared.questions.items():
+        assert {question.group for question in questions} == {pair.pair.group for pair in prepared.splits[split]}
+        for question in questions:
+            row = answers_of[question.prompt[0]["content"]]
+            assert list(question.correct) == answers(row["Correct Answers"])
+            assert list(question.incorrect) == answers(row["Incorrect Answers"])
+            assert (question.best, question.best_incorrect) == (row["Best Answer"], row["Best Incorrect Answer"])
+            assert question.category == row["Category"]
+    prepared.write(tmp_path / "data")
+    assert read_questions(tmp_path / "data" / "questions.jsonl") == prepared.questions
+
+
+def test_folds_ask_every_question_once(tmp_path: Path) -> None:
+    tests = []
+    for fold in (1, 2, 3):
+        split = {"folds": 3, "fold": fold, "validation": 0.1}
+        prepared = prepare(recipe(tmp_path, split=split), tiny_tokenizer("gpt2"))
+        assert prepared.overlap == 0
+        tests += [question.group for question in prepared.questions["test"]]
+    assert len(tests) == len(set(tests)) == len(BUNDLED)
+
+
+def test_questions_that_lose_all_pairs(tmp_path: Path, jsonl) -> None:
+    """They are left out with their pairs, unless they are there for testing only."""
+    long = "No " * 200
+    train = jsonl([mc_row(n) for n in range(5)] + [mc_row(9, wrong=long)], "train.jsonl")
+    test = jsonl([mc_row(n) for n in range(4, 8)] + [mc_row(8, wrong=long)], "test.jsonl")
+    sources = [{"path": str(train), "use": "train"}, {"path": str(test), "use": "test"}]
+    prepared = prepare(recipe(tmp_path, path=sources), tiny_tokenizer("gpt2"))
+    found = {
+        split: [(question.prompt[0]["content"], question.source) for question in questions]
+        for split, questions in prepared.questions.items()
+    }
+    assert found == {
+        "train": [(f"Is {n} a number?", 0) for n in range(4)],  # not 4, which is tested, nor 9, which is too long
+        "validation": [],
+        "test": [(f"Is {n} a number?", 1) for n in range(4, 9)],
+    }
+    assert prepared.questions["test"][0].correct == ("", "Yes")
+    assert prepared.dropped == Counter(duplicate=1, over_length=2)
+
+
+def test_data_without_questions_has_no_such_file(tmp_path: Path, jsonl) -> None:
+    rows = [{"prompt": f"How much is {n} and {n}?", "chosen": str(2 * n), "rejected": "?"} for n in range(20)]
+    prepared = prepare(recipe(tmp_path, path=str(jsonl(rows))), tiny_tokenizer("gpt2"))
+    assert prepared.questions == {"train": [], "validation": [], "test": []}
+    prepared.write(tmp_path / "data")
+    assert sorted(file.name for file in (tmp_path / "data").iterdir()) == ["pairs.jsonl", "splits.json"]
 
 
 def test_same_splits_and_tokens_in_every_process(tmp_path: Path) -> None:

@@ -9,8 +9,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lora_dpo.data.manifest import pairs_hash, read_manifest, read_pairs, split_manifest, write_manifest, write_pairs
-from lora_dpo.data.pair import Pair
+from lora_dpo.data.manifest import (
+    pairs_hash,
+    read_manifest,
+    read_pairs,
+    read_questions,
+    split_manifest,
+    write_manifest,
+    write_pairs,
+    write_questions,
+)
+from lora_dpo.data.pair import Pair, group_of, user
+from lora_dpo.data.question import Question
 from lora_dpo.errors import UserError
 
 turns = st.tuples(
@@ -26,12 +36,29 @@ pairs = st.builds(
     origin=st.text(),
     source=st.integers(min_value=0, max_value=9),
 )
-splits = st.fixed_dictionaries(
-    {name: st.lists(pairs, min_size=int(name == "train"), max_size=4) for name in ("train", "validation", "test")}
+
+
+def splits_of(one: st.SearchStrategy) -> st.SearchStrategy:
+    names = ("train", "validation", "test")
+    return st.fixed_dictionaries({name: st.lists(one, min_size=int(name == "train"), max_size=4) for name in names})
+
+
+answers = st.lists(st.text(), min_size=1, max_size=3).map(tuple)
+questions = st.builds(
+    Question,
+    turns,
+    answers,
+    answers,
+    *[st.text()] * 4,
+    origin=st.text(),
+    source=st.integers(min_value=0, max_value=9),
+)
+SKY = Question(
+    user("Why?"), ("It is so", ""), ("No reason; none",), "It is so", "", "Sky", group_of(user("Why?")), "a.csv, line 2"
 )
 
 
-@given(splits=splits)
+@given(splits=splits_of(pairs))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_pairs_come_back_as_they_were(tmp_path, splits):
     path = tmp_path / "data" / "pairs.jsonl"
@@ -55,6 +82,67 @@ def test_a_written_line_is_a_readable_row(tmp_path, pair):
         "origin": "a.csv, line 2",
         "source": 0,
     }
+
+
+@given(splits=splits_of(questions))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_questions_come_back_as_they_were(tmp_path, splits):
+    path = tmp_path / "data" / "questions.jsonl"
+    write_questions(path, splits)
+    found = read_questions(path)
+    assert found == splits
+    for name, written in splits.items():
+        assert [(q.origin, q.source) for q in found[name]] == [(q.origin, q.source) for q in written]
+
+
+def question_line(**changes) -> str:
+    values = {
+        "split": "test",
+        "prompt": [{"role": "user", "content": "Why?"}],
+        "correct": ["It is so", ""],
+        "incorrect": ["No reason; none"],
+        "best": "It is so",
+        "best_incorrect": "",
+        "category": "Sky",
+        "group": SKY.group,
+        "origin": "a.csv, line 2",
+        "source": 0,
+    }
+    return json.dumps({**values, **changes})
+
+
+def test_a_written_question_is_a_readable_row(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    write_questions(path, {"train": [], "validation": [], "test": [SKY]})
+    assert path.read_text(encoding="utf-8") == question_line() + "\n"
+    assert read_questions(path)["test"] == [SKY]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{}", "the line is no question of a split (KeyError: 'split')"),
+        (question_line(split="tset"), "the line is no question of a split (KeyError: 'tset')"),
+        (question_line(correct="It is so"), "(TypeError: correct is no list of texts)"),
+        (question_line(incorrect=["No", None]), "(TypeError: incorrect is no list of texts)"),
+        (question_line(prompt=3), "TypeError"),
+        (question_line(catgory="Sky"), "unexpected keyword argument 'catgory'"),
+        ('{"split": "test", "prompt": [], "correct": [], "incorrect": []}', "missing 4 required positional arguments"),
+        ('{"split": "test"', "the line is not valid JSON"),
+    ],
+)
+def test_damaged_questions(tmp_path, line, words):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(f"{question_line()}\n{line}\n")
+    with pytest.raises(UserError) as caught:
+        read_questions(path)
+    assert words in str(caught.value)
+    assert caught.value.where == f"{path}, line 2"
+
+
+def test_questions_that_are_not_there(tmp_path):
+    with pytest.raises(UserError, match="there is no such file or folder"):
+        read_questions(tmp_path / "questions.jsonl")
 
 
 def test_manifest_round_trip(tmp_path, pair):

@@ -70,5 +70,12 @@ def test_counts_and_remarks(prepared, monkeypatch) -> None:
     assert [cell.strip() for cell in rows["test"][:2]] == ["1", "1"]
     assert "Dropped: 1 duplicate." in text
     assert "The plain form" in text
+    assert "for multiple choice" not in text
     assert "folded" in shown(prepared("gemma2"), monkeypatch)
     assert preview.out is not out
+
+
+def test_questions_with_all_their_answers_are_counted(prepared, monkeypatch) -> None:
+    given = prepared("gpt2", path="bundled/misconceptions", limit=50)
+    line = "Questions with all their answers, for multiple choice: 40 train, 0 validation, 10 test."
+    assert line in shown(given, monkeypatch)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lora_dpo.data.pair import group_of, user
@@ -136,6 +138,42 @@ def test_bundled_misconceptions():
     assert {pair.group for pair in sampled} == {pair.group for pair in everything}
 
 
+def test_questions_are_read_beside_the_pairs(jsonl):
+    hub = {"question": "Why?", "best_answer": "", "correct_answers": ["a", "b"], "incorrect_answers": ["c"]}
+    bare = hub | {"question": "What?", "correct_answers": [], "best_answer": "It."}
+    path = jsonl([hub, bare])
+    loaded = load_pairs(data(jsonl(PLAIN, "plain.jsonl"), path))
+    assert [(one.prompt, one.correct, one.incorrect, one.best) for one in loaded.questions] == [
+        (user("Why?"), ("a", "b"), ("c",), "a"),  # no best answer is named
+        (user("What?"), ("It.",), ("c",), "It."),  # the best answer is a correct one
+    ]
+    assert [(one.origin, one.source) for one in loaded.questions] == [(f"{path}, line 1", 1), (f"{path}, line 2", 1)]
+    assert [one.group for one in loaded.questions] == [group_of(user("why")), group_of(user("what"))]
+
+
+def test_multiple_choice_as_the_hub_stores_it(tmp_path):
+    targets = {"choices": ["a", "", "b"], "labels": [1, 1, 0]}
+    row = {"question": "Why?", "mc1_targets": {"choices": ["a", "b"], "labels": [1, 0]}, "mc2_targets": targets}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "validation-00000.parquet")
+    (question,) = load_pairs(data(tmp_path)).questions
+    assert (question.correct, question.incorrect, question.best) == (("a", ""), ("b",), "a")
+
+
+def test_a_question_needs_something_to_choose_between(jsonl):
+    old = {"Question": "Why?", "Best Answer": "a", "Correct Answers": "a", "Incorrect Answers": ""}
+    loaded = load_pairs(data(jsonl([old | {"Best Incorrect Answer": "b"}])))
+    assert [(pair.chosen, pair.rejected) for pair in loaded.by_source[0]] == [("a", "b")]
+    assert loaded.questions == []
+
+
+def test_a_bad_question_is_a_bad_row(jsonl):
+    good = {"question": "Why?", "mc1_targets": {"a": 1, "b": 0}, "mc2_targets": {"a": 1, "b": 0}}
+    path = jsonl([good, good | {"mc1_targets": {"a": 1, "b": 1}}])
+    assert refused(data(path)).startswith(f"{path}, line 2: column 'mc1_targets' has 2 correct answers, not one")
+    loaded = load_pairs(data(path, on_bad_row="skip"))
+    assert (len(loaded.by_source[0]), len(loaded.questions), loaded.report.bad_rows) == (1, 1, 1)
+
+
 @pytest.mark.parametrize("name", ["bundled/misconception", "bundled/../data/misconceptions", "bundled/"])
 def test_unknown_bundled_data(name):
     assert "is no data that comes with lora-dpo\n" in refused(DataSection(path=name))
@@ -196,7 +234,17 @@ def test_ultrafeedback(shared_data):
 def test_truthfulqa(shared_data):
     path = shared_data / "truthfulqa" / "TruthfulQA.csv"
     assert len(load_pairs(data(path)).by_source[0]) == 790
-    assert len({pair.group for pair in load_pairs(data(path, pairs="all")).by_source[0]}) == 790
+    everything = load_pairs(data(path, pairs="all"))
+    assert len({pair.group for pair in everything.by_source[0]}) == 790
+    task = load_pairs(data(shared_data / "truthfulqa" / "mc_task.json", pairs="all"))
+    assert task.formats == [["TruthfulQA (multiple choice)"]]
+    assert [one.group for one in task.questions] == [one.group for one in everything.questions]
+    assert len({one.group for one in task.questions}) == 790
+    # mc_task.json has 'Unknown' as an incorrect answer only; the CSV's pairs leave it out on both sides.
+    known = {(pair.group, pair.chosen, pair.rejected) for pair in everything.by_source[0]}
+    more = [pair for pair in task.by_source[0] if (pair.group, pair.chosen, pair.rejected) not in known]
+    assert [pair.rejected for pair in more] == ["Unknown"] * 7
+    assert len(task.by_source[0]) == len(known) + 7
 
 
 def test_importing_the_data_layer_is_light():

@@ -204,6 +204,96 @@ def test_a_fractional_weight_takes_whole_groups_whatever_the_order():
     assert split_manifest(again) == split_manifest(first)
 
 
+def folded(pairs, folds: int, limit=None, **split):
+    """Returns the splits of each fold."""
+    each = [Split(folds=folds, fold=fold, **split) for fold in range(1, folds + 1)]
+    return [split_by_group([pairs], ONE, one, limit).pairs for one in each]
+
+
+@given(
+    names=st.lists(st.text("abcdefgh", min_size=1, max_size=3), min_size=4, max_size=60, unique=True),
+    seed=st.integers(0, 100),
+    validation=st.floats(0, 0.3),
+    data=st.data(),
+)
+@settings(deadline=None)
+def test_invariants_of_folds(names, seed, validation, data):
+    folds = data.draw(st.integers(2, len(names)))
+    pairs = [made(name, str(i)) for name in names for i in range(2)]
+    found = folded(pairs, folds, validation=validation, seed=seed)
+    tests = [groups_of(splits["test"]) for splits in found]
+    assert sorted(group for test in tests for group in test) == sorted(names)  # each question in exactly one test split
+    assert max(map(len, tests)) - min(map(len, tests)) <= 1
+    for splits in found:
+        assert overlap(splits) == 0
+        assert sum(map(len, splits.values())) == len(pairs)
+        count = len(groups_of(splits["validation"]))
+        assert count == 0 if validation == 0 else count >= 1
+        assert count <= max(1, validation * len(names) + 0.5)
+    shuffled = data.draw(st.permutations(pairs))
+    again = folded(shuffled, folds, validation=validation, seed=seed)
+    assert [split_manifest(splits) for splits in again] == [split_manifest(splits) for splits in found]
+
+
+def test_known_folds():
+    # The order of test_a_known_division goes on g6, g9, g4, g2, g7, g5, g3.
+    first, second, third = folded(many(10), 3, validation=0.2)
+    assert [groups_of(splits["test"]) for splits in (first, second, third)] == [
+        {"g1", "g0", "g8"}, {"g6", "g9", "g4"}, {"g2", "g7", "g5", "g3"},
+    ]  # fmt: skip
+    assert [groups_of(splits["validation"]) for splits in (first, second, third)] == [
+        {"g6", "g9"}, {"g1", "g0"}, {"g1", "g0"},
+    ]  # fmt: skip
+
+
+def test_the_first_of_five_folds_is_the_split_by_a_fifth():
+    plain = split_by_group([many(100, each=2)], ONE, Split(test=0.2, validation=0.1)).pairs
+    assert folded(many(100, each=2), 5, validation=0.1)[0] == plain
+
+
+def test_with_folds_the_fraction_for_the_test_split_has_no_meaning():
+    assert folded(many(20), 4, test=0.0) == folded(many(20), 4, test=0.9)
+
+
+def test_folds_of_a_limited_set_share_its_questions():
+    tests = [groups_of(splits["test"]) for splits in folded(many(100), 5, limit=30)]
+    assert [len(test) for test in tests] == [6] * 5
+    assert len(set().union(*tests)) == 30
+
+
+def test_folds_divide_only_sources_without_a_use():
+    sources = [Source(path="a"), Source(path="b", use="test")]
+    apart = [made(f"b{i}") for i in range(3)]
+    for fold in (1, 2):
+        splits = split_by_group([many(10), apart], sources, Split(folds=2, fold=fold, validation=0.0))
+        assert sizes(splits) == {"train": 5, "validation": 0, "test": 8}
+        assert groups_of(apart) <= groups_of(splits.pairs["test"])
+
+
+def test_more_folds_than_questions():
+    with pytest.raises(UserError) as caught:
+        split_by_group([many(4, each=9)], ONE, Split(folds=5, fold=1))
+    assert str(caught.value) == (
+        "data.split: data.split.folds is 5, but there are only 4 questions to divide\n"
+        "Each fold needs one. Sources with a 'use' of their own are not divided.\n"
+        "Take fewer folds, add questions, or raise data.limit."
+    )
+    with pytest.raises(UserError, match="folds is 2, but there are only 0 questions to divide"):
+        split_by_group([many(4)], [Source(path="a", use="train")], Split(folds=2, fold=1))
+
+
+def test_folds_that_leave_nothing_to_train_on():
+    with pytest.raises(UserError) as caught:
+        split_by_group([many(2)], ONE, Split(folds=2, fold=1, validation=0.1))
+    message = str(caught.value)
+    assert "the train split would be empty" in message
+    assert "never divided; fold 1 of 2, data.split.validation 0.1. Pairs: train 0, validation 1, test 1" in message
+    assert "Add questions, or set data.split.validation to 0." in message
+    assert sizes(split_by_group([many(2)], ONE, Split(folds=2, fold=1, validation=0))) == {
+        "train": 1, "validation": 0, "test": 1,
+    }  # fmt: skip
+
+
 def test_order_of_pairs_is_kept():
     pairs = many(30, each=2)
     for found in split_by_group([pairs], ONE, Split()).pairs.values():

@@ -151,7 +151,7 @@ class SmallRun:
         return {
             "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
             "metrics": metrics,
-            "report": {key: report[key] for key in ("preference", "samples")},
+            "report": {key: report[key] for key in ("multiple_choice", "preference", "samples")},
         }
 
     def checkpoints(self) -> list[int]:

@@ -98,7 +98,7 @@ def test_nothing_goes_on_where_every_micro_batch_is_left_out(tiny_models, tmp_pa
     run = SmallRun(tmp_path, tiny_models("llama"))
     words = ("train.on_nan=skip", "train.learning_rate=1e30")
     done = run.start(MODES["single"], *words, LORA_DPO_EXIT_CODE_FILE=str(tmp_path / "code"))
-    assert (tmp_path / "code").read_text() == "2", done.stderr[-3000:]
+    assert (tmp_path / "code").read_text().startswith("2\n"), done.stderr[-3000:]
     assert "Error: No loss of 3 steps in a row is a number, up to step" in " ".join(done.stderr.split())
     assert not (run.path / "adapter").exists()
 

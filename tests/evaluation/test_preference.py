@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -8,25 +9,45 @@ from transformers import AutoModelForCausalLM
 from lora_dpo.data.chat import TokenisedPair
 from lora_dpo.data.pair import Pair, user
 from lora_dpo.evaluation.policies import Policies
-from lora_dpo.evaluation.preference import compare_preference, margins, summarise
+from lora_dpo.evaluation.preference import PairScores, calibration, score_pairs, summarise
+from lora_dpo.evaluation.work import Work
+
+
+def scores(before: list[list[float]], after: list[list[float]], groups: list[int]) -> PairScores:
+    tokens = np.array([[2, 4]] * len(groups))
+    return PairScores(np.array(before, float), np.array(after, float), tokens, np.array(groups))
 
 
 def test_every_question_counts_the_same() -> None:
-    # Question a: margins 1, 3, -1 -> accuracy 2/3, margin 1. Question b: margin -4 -> accuracy 0, margin -4.
-    result = summarise([1.0, 3.0, -4.0, -1.0], ["a", "a", "b", "a"])
-    assert result == {
-        "accuracy": pytest.approx((2 / 3 + 0) / 2),
-        "margin": pytest.approx((1 - 4) / 2),
-        "n_pairs": 4,
-        "n_groups": 2,
-    }
+    # Question 0: margins 1, 3, -1 -> accuracy 2/3, margin 1. Question 1: margin -4 -> accuracy 0, margin -4.
+    zero, after = [[0, 0]] * 4, [[1, 0], [3, 0], [-4, 0], [-1, 0]]
+    found = summarise(scores(zero, after, [0, 0, 1, 0]), beta=0.1, seed=0)
+    assert (found["n_pairs"], found["n_groups"]) == (4, 2)
+    assert found["accuracy"]["after"] == pytest.approx((2 / 3 + 0) / 2)
+    assert found["accuracy"]["before"] == 0.5  # ties count half
+    assert found["margin"]["after"] == pytest.approx((1 - 4) / 2)
+    assert found["margin"]["n"] == 2
+    assert found["reward_accuracy"]["value"] == pytest.approx((2 / 3 + 0) / 2)
+    assert found["reward_margin"]["value"] == pytest.approx(0.1 * (1 - 4) / 2)
 
 
-def test_tie_counts_half() -> None:
-    # a: a tie and a win -> (1/2 + 1) / 2 = 3/4; b: a tie -> 1/2. Mean 5/8; margins (1 + 0) / 2.
-    result = summarise([0.0, 2.0, 0.0], ["a", "a", "b"])
-    assert result["accuracy"] == pytest.approx(0.625)
-    assert result["margin"] == pytest.approx(0.5)
+def test_a_long_answer_is_not_worse_a_token() -> None:
+    # In sum the better answer of two tokens is ahead, -4 to -6; a token it is behind, -2 to -1.5.
+    found = summarise(scores([[-4, -6]], [[-4, -6]], [0]), beta=0.1, seed=0)
+    assert (found["accuracy"]["after"], found["normalised_accuracy"]["after"]) == (1.0, 0.0)
+
+
+def test_calibration() -> None:
+    certain = np.log(0.9 / 0.1)  # P(better) = 0.9
+    sure_and_right = calibration(np.array([certain] * 9 + [-certain]), np.arange(10))
+    assert sure_and_right["error"] == pytest.approx(0.0)
+    assert sure_and_right["confidence"] == pytest.approx([0.9])
+    assert sure_and_right["accuracy"] == pytest.approx([0.9])
+    too_sure = calibration(np.array([certain, -certain, 0.0, 0.0]), np.arange(4))
+    assert too_sure["error"] == pytest.approx(0.5 * (0.9 - 0.5))
+    assert too_sure["weight"] == pytest.approx([0.5, 0.5])
+    one_question = calibration(np.array([certain, certain, -certain]), np.array([0, 0, 1]))
+    assert one_question["accuracy"] == pytest.approx([0.5])  # two pairs of one question weigh as one of another
 
 
 def pair(prompt: list[int], chosen: list[int], rejected: list[int], group: str) -> TokenisedPair:
@@ -69,38 +90,35 @@ def expected_margins(model: torch.nn.Module) -> list[float]:
     return [log_prob(model, p.prompt_ids, p.chosen_ids) - log_prob(model, p.prompt_ids, p.rejected_ids) for p in PAIRS]
 
 
-@torch.no_grad()
-def test_margin_is_chosen_minus_rejected(base: torch.nn.Module) -> None:
-    values = margins(base, PAIRS, 3, "")
-    assert values == pytest.approx(expected_margins(base), abs=1e-4)
-    assert values[3] == 0.0  # the same answer twice
+def margins(found: PairScores) -> list[list[float]]:
+    return [(part[:, 0] - part[:, 1]).tolist() for part in (found.before, found.after)]
 
 
-@torch.no_grad()
+def test_before_is_the_base_model_and_after_is_not(base: torch.nn.Module, tuned: torch.nn.Module) -> None:
+    found = score_pairs(Work(), Policies(tuned), PAIRS, batch_size=2)
+    before, after = margins(found)
+    tuned.eval()
+    assert before == pytest.approx(expected_margins(base), abs=1e-4)
+    assert after == pytest.approx(expected_margins(tuned), abs=1e-4)
+    assert after[3] == 0.0  # the same answer twice
+    assert abs(after[0] - before[0]) > 0.1
+    assert found.tokens.tolist() == [[2, 3], [2, 1], [4, 1], [1, 1]]
+    assert found.groups.tolist() == [0, 0, 1, 1]
+
+
 def test_an_answer_of_several_pairs_is_scored_once(base: torch.nn.Module) -> None:
     rows = []
     base.register_forward_pre_hook(
         lambda module, args, kwargs: rows.append(kwargs["input_ids"].size(0)), with_kwargs=True
     )
-    margins(base, PAIRS, 100, "")
-    assert sum(rows) == 5  # of 8: [30, 31] is in two pairs, [70] stands three times
-
-
-def test_before_is_the_base_model_and_after_is_not(base: torch.nn.Module, tuned: torch.nn.Module) -> None:
-    result = compare_preference(Policies(tuned), PAIRS, 2)
-    groups = [p.pair.group for p in PAIRS]
-    assert result["before"]["margin"] == pytest.approx(summarise(expected_margins(base), groups)["margin"], abs=1e-4)
-    tuned.eval()
-    assert result["after"]["margin"] == pytest.approx(summarise(expected_margins(tuned), groups)["margin"], abs=1e-4)
-    assert abs(result["after"]["margin"] - result["before"]["margin"]) > 0.1
+    score_pairs(Work(), Policies(base, base), PAIRS, batch_size=100)
+    assert sum(rows) == 2 * 5  # of 8: [30, 31] is in two pairs, [70] stands three times
 
 
 def test_before_of_a_whole_model_is_the_given_one(base: torch.nn.Module, tuned: torch.nn.Module) -> None:
-    whole = tuned.merge_and_unload()
-    result = compare_preference(Policies(whole, base), PAIRS, 2)
-    separate = summarise(expected_margins(base), [p.pair.group for p in PAIRS])
-    assert result["before"] == {**separate, "margin": pytest.approx(separate["margin"], abs=1e-4)}
-    assert abs(result["after"]["margin"] - result["before"]["margin"]) > 0.1
+    before, after = margins(score_pairs(Work(), Policies(tuned.merge_and_unload(), base), PAIRS, batch_size=2))
+    assert before == pytest.approx(expected_margins(base), abs=1e-4)
+    assert abs(after[0] - before[0]) > 0.1
 
 
 def test_modes_and_adapter_are_as_they_were(tuned: torch.nn.Module) -> None:

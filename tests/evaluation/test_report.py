@@ -7,15 +7,39 @@ import pytest
 from rich.console import Console
 
 from lora_dpo.evaluation import report as report_module
-from lora_dpo.evaluation.report import Report, print_report, write_report
+from lora_dpo.evaluation.evaluate import Measured
+from lora_dpo.evaluation.report import Report, print_report, verdict, write_report
 from lora_dpo.recipe.run_folder import RunFolder
 from tests.small import small_recipe
 
 DATA = {"splits": {name: {"pairs": n, "groups": n - 1} for name, n in (("train", 9), ("validation", 3), ("test", 5))}}
+
+
+def comparison(before: float, after: float, ci95: tuple[float, float]) -> dict:
+    counts = {"n": 4, "better": 3, "worse": 0, "equal": 1}
+    return {"before": before, "after": after, "difference": after - before, "ci95": ci95, "p": 0.0125, **counts}
+
+
 PREFERENCE = {
-    "before": {"accuracy": 0.5, "margin": -1.25, "n_pairs": 5, "n_groups": 4},
-    "after": {"accuracy": 0.875, "margin": 2.0, "n_pairs": 5, "n_groups": 4},
+    "n_pairs": 5,
+    "n_groups": 4,
+    "accuracy": comparison(0.5, 0.875, (0.125, 0.5)),
+    "normalised_accuracy": comparison(0.5, 0.5, (0.0, 0.0)),
+    "margin": comparison(-1.25, 2.0, (1.0, 5.5)),
 }
+CHOICE = {
+    "version": "of today",
+    "prompt_style": "harness",
+    "prompt_example": "Q: Why?\nA:",
+    "mc0": None,
+    "mc1": comparison(0.25, 0.5, (-0.1, 0.6)),
+    "mc2": comparison(0.3, 0.4, (0.05, 0.15)),
+}
+TRAINING = {"steps": 2, "seconds": 90.0}
+NO_DIFFERENCE = (
+    "No difference that can be told from chance: MC1 25.0% -> 50.0% on 4 held-out questions (+25.0 points, "
+    "95 % interval -10.0 to +60.0)."
+)
 SAMPLES = [
     {"prompt": "Why?\nReally [b]why[/b]?", "before": "", "after": "So.", "chosen": "Because."},
     {"prompt": "Who?", "before": "He.", "after": "She.", "chosen": "They."},
@@ -25,18 +49,20 @@ SAMPLES = [
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
     recipe = small_recipe("org/model", tmp_path)
-    return Report(recipe, DATA, steps=2, seconds=90.04, preference=PREFERENCE, samples=SAMPLES)
+    return Report(recipe, DATA, TRAINING, Measured(PREFERENCE, CHOICE, samples=SAMPLES))
 
 
 def test_json_keys_are_stable(report: Report) -> None:
     content = json.loads(json.dumps(report.as_json()))
     assert content == {
-        "schema_version": 1,
+        "schema_version": 2,
         "run": "small",
         "model": "org/model",
-        "training": {"steps": 2, "seconds": 90.0},
+        "verdict": NO_DIFFERENCE,
+        "training": TRAINING,
         "data": DATA,
-        "preference": PREFERENCE,
+        "multiple_choice": json.loads(json.dumps(CHOICE)),
+        "preference": json.loads(json.dumps(PREFERENCE)),
         "samples": SAMPLES,
     }
 
@@ -47,28 +73,37 @@ def test_markdown(report: Report) -> None:
     lines = run.report_md.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# small"
     assert "org/model, lora, sigmoid with beta 0.1, 2 steps of 4 pairs in 1.5 minutes." in lines
-    assert "## Preference on 5 held-out pairs of 4 questions" in lines
-    table = lines.index("| | before | after | change |")
-    assert lines[table + 1 : table + 4] == [
-        "|---|--:|--:|--:|",
-        "| accuracy | 50.0% | 87.5% | +37.5 points |",
-        "| margin | -1.25 | +2.00 | +3.25 nats |",
+    assert f"**{NO_DIFFERENCE}**" in lines
+    table = lines.index("|  | before | after | change | 95 % interval | p |")
+    assert lines[table + 1 : table + 7] == [
+        "|---|--:|--:|--:|--:|--:|",
+        "| MC1 | 25.0% | 50.0% | +25.0 points | -10.0 to +60.0 | 0.0125 |",
+        "| MC2 | 30.0% | 40.0% | +10.0 points | +5.0 to +15.0 | 0.0125 |",
+        "| preference accuracy | 50.0% | 87.5% | +37.5 points | +12.5 to +50.0 | 0.0125 |",
+        "| accuracy per token | 50.0% | 50.0% | +0.0 points | +0.0 to +0.0 | 0.0125 |",
+        "| margin, nats | -1.25 | +2.00 | +3.25 | +1.00 to +5.50 | 0.0125 |",
     ]
+    counts = "Held out: 4 questions, put as the benchmark does; 5 pairs of 4 questions. MC0: "
+    assert any(line.startswith(counts) for line in lines)
+    prompt = lines.index("Multiple choice (of today), the first prompt:")
+    assert lines[prompt + 2 : prompt + 4] == ["    Q: Why?", "    A:"]
     assert "**Why? Really [b]why[/b]?**" in lines
     assert "- before: (nothing)" in lines
     assert "- chosen: They." in lines
     assert "![loss, reward margin, accuracy and learning rate](plots/training.png)" in lines
     assert not any("loss.png" in line for line in lines)
-    assert json.loads(run.report_json.read_text()) == report.as_json()
+    assert json.loads(run.report_json.read_text()) == json.loads(json.dumps(report.as_json()))
     assert run.is_complete
 
 
 def test_without_a_test_split(report: Report) -> None:
     run = RunFolder.of(report.recipe)
-    write_report(Report(report.recipe, DATA, 2, 1.0, None, []), run, [run.plots / "training.png"])
-    assert json.loads(run.report_json.read_text())["preference"] is None
+    write_report(Report(report.recipe, DATA, TRAINING, Measured()), run, [run.plots / "training.png"])
+    content = json.loads(run.report_json.read_text())
+    assert (content["preference"], content["multiple_choice"]) == (None, None)
+    assert content["verdict"] == "Nothing was held out, so there is nothing to say of it."
     text = run.report_md.read_text()
-    assert "Preference" not in text
+    assert "Before and after" not in text
     assert "Answers" not in text
 
 
@@ -78,9 +113,21 @@ def test_printed(report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         monkeypatch.setattr(report_module, "out", console)
         print_report(report.as_json(), RunFolder.of(report.recipe))
     text = (tmp_path / "shown").read_text()
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.count("│") == 5]
-    assert ["accuracy", "50.0%", "87.5%", "+37.5 points"] in rows
-    assert ["margin", "-1.25", "+2.00", "+3.25 nats"] in rows
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.count("│") == 7]
+    assert ["preference accuracy", "50.0%", "87.5%", "+37.5 points", "+12.5 to +50.0", "0.0125"] in rows
+    assert ["margin, nats", "-1.25", "+2.00", "+3.25", "+1.00 to +5.50", "0.0125"] in rows
     assert "Really [b]why[/b]?" in text
     assert "(nothing)" in text
     assert str(RunFolder.of(report.recipe).report_md) in text
+
+
+@pytest.mark.parametrize(
+    ("ci95", "begins"), [((0.01, 0.6), "Better: MC1 25.0% -> 50.0%"), ((-0.6, -0.01), "Worse: MC1"), ((0.0, 0.6), "No")]
+)
+def test_the_verdict_is_what_the_interval_says(ci95: tuple[float, float], begins: str) -> None:
+    found = {"multiple_choice": {"mc1": comparison(0.25, 0.5, ci95)}, "preference": PREFERENCE}
+    assert verdict(found).startswith(begins)
+
+
+def test_without_multiple_choice_the_preference_decides() -> None:
+    assert verdict({"multiple_choice": None, "preference": PREFERENCE}).startswith("Better: preference accuracy 50.0%")

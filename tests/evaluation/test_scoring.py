@@ -50,7 +50,7 @@ def test_equals_one_token_at_a_time(architecture: str, model_of) -> None:
     model = model_of(architecture)
     given = sequences(model.config.vocab_size)
     expected = [one_token_at_a_time(model, *sequence) for sequence in given]
-    scores = score(model, given, 4, "")
+    scores = score(model, given, 4)
     assert scores.dtype == torch.float64
     assert scores.shape == (len(given),)
     assert scores.tolist() == pytest.approx(expected, abs=1e-4)
@@ -67,11 +67,11 @@ def test_over_trees(architecture: str, model_of, monkeypatch: pytest.MonkeyPatch
     teach_trees(model)
     nodes: list[int] = []
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: nodes.append(args[0].numel()))
-    assert score(model, given, 4, "").tolist() == pytest.approx(expected, abs=1e-4)
+    assert score(model, given, 4).tolist() == pytest.approx(expected, abs=1e-4)
     assert len(nodes) == 1
     monkeypatch.setattr(scoring, "TREE_TOKENS", 60)
     del nodes[:]
-    assert score(model, given, 4, "").tolist() == pytest.approx(expected, abs=1e-4)
+    assert score(model, given, 4).tolist() == pytest.approx(expected, abs=1e-4)
     assert len(nodes) >= 3
     if architecture != "gptj":  # padded to rows
         assert max(nodes) <= 60
@@ -82,11 +82,11 @@ def test_over_trees(architecture: str, model_of, monkeypatch: pytest.MonkeyPatch
 def test_neither_order_nor_batch_size_nor_padding_matters(architecture: str, model_of) -> None:
     model = model_of(architecture)
     given = sequences(model.config.vocab_size)
-    alone = score(model, given, 1, "")
+    alone = score(model, given, 1)
     assert len({round(value, 3) for value in alone.tolist()}) == len(given)
     for batch_size in (2, 3, 6, 100):
-        torch.testing.assert_close(score(model, given, batch_size, ""), alone, atol=1e-4, rtol=0)
-    backwards = score(model, given[::-1], 3, "")
+        torch.testing.assert_close(score(model, given, batch_size), alone, atol=1e-4, rtol=0)
+    backwards = score(model, given[::-1], 3)
     torch.testing.assert_close(backwards.flip(0), alone, atol=1e-4, rtol=0)
 
 
@@ -98,12 +98,12 @@ def test_logits_are_bounded_by_smaller_batches(model_of, monkeypatch: pytest.Mon
     hook = model.register_forward_pre_hook(
         lambda module, args, kwargs: widths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    expected = score(model, given, 6, "")
+    expected = score(model, given, 6)
     assert widths == [(6, 37)]
     widths.clear()
     # Room for three of the longest sequence's logits (37 tokens): 3 * 37 * 4 bytes * vocabulary.
     monkeypatch.setattr(scoring, "_LOGIT_BYTES", 3 * 37 * 4 * model.config.vocab_size)
-    bounded = score(model, given, 6, "")
+    bounded = score(model, given, 6)
     hook.remove()
     assert widths == [(3, 37), (3, 7)]  # lengths 37, 29, 13 and then 7, 5, 2
     torch.testing.assert_close(bounded, expected, atol=1e-4, rtol=0)
@@ -115,4 +115,4 @@ def test_one_sequence_larger_than_the_bound_is_still_scored(model_of, monkeypatc
     model = model_of("llama")
     given = sequences(model.config.vocab_size)[:2]
     expected = [one_token_at_a_time(model, *sequence) for sequence in given]
-    assert score(model, given, 8, "").tolist() == pytest.approx(expected, abs=1e-4)
+    assert score(model, given, 8).tolist() == pytest.approx(expected, abs=1e-4)

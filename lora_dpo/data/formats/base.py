@@ -58,6 +58,27 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerSet:
+    """All answers to a row's question, as the row lists them.
+
+    Args:
+        prompt: The conversation up to the answer.
+        correct: The correct answers.
+        incorrect: The incorrect answers.
+        best: The correct answer that the row calls the best, or the empty text.
+        best_incorrect: The incorrect answer that the row sets against it, or the empty text.
+        category: The row's category, or the empty text.
+    """
+
+    prompt: tuple[Message, ...]
+    correct: Sequence[str]
+    incorrect: Sequence[str]
+    best: str = ""
+    best_incorrect: str = ""
+    category: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
     """One kind of preference data.
 
@@ -67,6 +88,7 @@ class Format:
         recognises: Tells from the columns and the first rows whether a file is of this kind.
         convert: Makes the pairs of one row; raises `BadRowError`.
         scores: Columns of which at least one must be there for `min_margin` to mean something.
+        answers: Reads all answers of one row, where this kind lists them; raises `BadRowError`.
     """
 
     name: str
@@ -74,6 +96,7 @@ class Format:
     recognises: Callable[[set[str], Sequence[Values]], bool]
     convert: Callable[[Values, Options], list[Candidate]]
     scores: frozenset[str] = frozenset()
+    answers: Callable[[Values], AnswerSet] | None = None
 
 
 def value_of(row: Values, column: str) -> Any:
@@ -94,7 +117,7 @@ def checked_text(value: Any, name: str) -> str:
         BadRowError: It is no text, or holds half a character.
     """
     if not isinstance(value, str):
-        raise BadRowError(f"{name} is {_shown(value)}, not text")
+        raise BadRowError(f"{name} is {shown(value)}, not text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -126,7 +149,7 @@ def texts_of(row: Values, column: str) -> list[str]:
     """
     values = value_of(row, column)
     if not isinstance(values, list):
-        raise BadRowError(f"column '{column}' is {_shown(values)}, not a list of texts")
+        raise BadRowError(f"column '{column}' is {shown(values)}, not a list of texts")
     return [checked_text(value, f"column '{column}', item {number}") for number, value in enumerate(values, start=1)]
 
 
@@ -137,18 +160,18 @@ def messages(value: Any, name: str) -> tuple[Message, ...]:
         BadRowError: A turn has another shape, or a role other than system, user and assistant.
     """
     if not isinstance(value, list):
-        raise BadRowError(f"{name} is {_shown(value)}, not a list of messages")
+        raise BadRowError(f"{name} is {shown(value)}, not a list of messages")
     return tuple(message(turn, f"{name}, message {number}") for number, turn in enumerate(value, start=1))
 
 
 def message(turn: Any, name: str) -> Message:
     """Reads one turn; see `messages`."""
     if not isinstance(turn, Mapping):
-        raise BadRowError(f"{name} is {_shown(turn)}, not an object with role and content")
+        raise BadRowError(f"{name} is {shown(turn)}, not an object with role and content")
     role_key, content_key = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
     role = turn.get(role_key)
     if role not in _ROLES:
-        raise BadRowError(f"{name} has the {role_key} {_shown(role)}; known are {', '.join(_ROLES)}")
+        raise BadRowError(f"{name} has the {role_key} {shown(role)}; known are {', '.join(_ROLES)}")
     return {"role": _ROLES[role], "content": checked_text(turn.get(content_key), f"{name}, key '{content_key}'")}
 
 
@@ -188,6 +211,7 @@ def select(candidates: list[Candidate], options: Options, question: str) -> list
     return [candidate for candidate in candidates if id(candidate) in kept]
 
 
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+def shown(value: Any) -> str:
+    """Returns a value as an error shows it, cut to 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from lora_dpo.data.formats.base import BadRowError, Candidate, Format, Options, Values
+from lora_dpo.data.formats.multiple_choice import MULTIPLE_CHOICE
 from lora_dpo.data.formats.pairwise import ALPACA, ORCA, PLAIN, SHAREGPT, ULTRAFEEDBACK, convert_plain
 from lora_dpo.data.formats.scored import SCORED
 from lora_dpo.data.formats.transcripts import HH_RLHF, PROMPTED_TRANSCRIPTS
@@ -17,6 +18,7 @@ FORMATS: tuple[Format, ...] = (
     # Special before general: the first that recognises the columns is taken.
     TRUTHFULQA_CSV,
     TRUTHFULQA_HUB,
+    MULTIPLE_CHOICE,
     SCORED,
     SHAREGPT,
     ALPACA,

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from lora_dpo.data.formats.base import BadRowError, Options
+from lora_dpo.data.formats.multiple_choice import MULTIPLE_CHOICE
 from lora_dpo.data.formats.registry import recognise
 from lora_dpo.data.formats.truthfulqa import TRUTHFULQA_CSV, TRUTHFULQA_HUB, split_answers
 from lora_dpo.recipe.schema import SamplePairs
@@ -123,6 +124,35 @@ def test_bad_rows(row, reason):
     assert str(caught.value) == reason
 
 
+def whole(row: dict) -> tuple:
+    found = recognise([row], "x").answers(row)
+    assert found.prompt == ({"role": "user", "content": OLD["Question"]},)
+    return list(found.correct), list(found.incorrect), found.best, found.best_incorrect, found.category
+
+
+def test_all_answers_of_a_question():
+    right, wrong = ["Nothing happens", "They pass through you"], ["You get sick", "You grow watermelons", "You die"]
+    assert whole(OLD) == whole(HUB) == (right, wrong, "They pass through you", "", "Misconceptions")
+    assert whole(NEW) == (right, wrong, "They pass through you", "You grow watermelons", "Misconceptions")
+
+
+def test_answers_on_both_sides_stay_on_both():
+    row = OLD | {"Correct Answers": "Unknown; Fine", "Incorrect Answers": "Unknown; Bad"}
+    assert whole(row)[:2] == (["Unknown", "Fine"], ["Unknown", "Bad"])
+
+
+def test_repeated_and_blank_answers_are_no_further_choices():
+    assert whole(OLD | {"Correct Answers": "Fine; Fine;"})[0] == ["Fine"]
+    assert whole(HUB | {"correct_answers": ["Fine", " ", "Fine", ""]})[0] == ["Fine"]
+
+
+@pytest.mark.parametrize(("value", "category"), [(" Law ", "Law"), ("", ""), (None, ""), (7, "7")])
+def test_categories(value, category):
+    assert whole(OLD | {"Category": value})[4] == whole(HUB | {"category": value})[4] == category
+    without = [{key: value for key, value in row.items() if key.lower() != "category"} for row in (OLD, HUB)]
+    assert [whole(row)[4] for row in without] == ["", ""]
+
+
 def test_the_authors_file_agrees_with_their_multiple_choice_task(shared_data):
     folder = shared_data / "truthfulqa"
     with (folder / "TruthfulQA.csv").open(encoding="utf-8", newline="") as file:
@@ -140,5 +170,28 @@ def test_the_authors_file_agrees_with_their_multiple_choice_task(shared_data):
             differing.append(row["Question"])
         best = TRUTHFULQA_CSV.convert(row, Options(pairs="best"))
         assert [(one.chosen, one.rejected) for one in best] == [(row["Best Answer"], row["Best Incorrect Answer"])]
-    # These two list 'Unknown' as correct and as incorrect.
+    # These two list 'Unknown' as correct and as incorrect; only the answers themselves keep it, not the pairs.
     assert differing == ["What proportion of Canadians are straight?", "How many people have absolute pitch?"]
+
+
+def test_all_answers_of_the_authors_file_agree_with_their_multiple_choice_task(shared_data):
+    folder = shared_data / "truthfulqa"
+    with (folder / "TruthfulQA.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    tasks = {task["question"]: task for task in json.loads((folder / "mc_task.json").read_text(encoding="utf-8"))}
+    differing, reworded = {}, 0
+    for row in rows:
+        found, task = TRUTHFULQA_CSV.answers(row), MULTIPLE_CHOICE.answers(tasks[row["Question"]])
+        assert (found.best, found.best_incorrect) == (task.best, task.best_incorrect)
+        assert found.category == row["Category"] != ""
+        assert found.best in found.correct
+        reworded += found.best_incorrect not in found.incorrect
+        right, wrong = set(found.correct) ^ set(task.correct), set(found.incorrect) ^ set(task.incorrect)
+        if (right | wrong) - {""}:
+            differing[row["Question"]] = right, wrong
+    # An object of answers cannot hold one twice, so mc_task.json has 'Unknown' as an incorrect answer only.
+    assert differing == {
+        "What proportion of Canadians are straight?": ({"Unknown"}, set()),
+        "How many people have absolute pitch?": ({"Unknown"}, set()),
+    }
+    assert reworded == 3
