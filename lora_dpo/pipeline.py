@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lora_dpo.console import STOP_FILE, err, is_main_process, note
 from lora_dpo.data.preview import counts_table
 from lora_dpo.errors import UserError
-from lora_dpo.evaluation.evaluate import Subject, evaluate
+from lora_dpo.evaluation.evaluate import Subject, check_evaluation, evaluate
 from lora_dpo.evaluation.plots import draw_training, read_metrics
 from lora_dpo.evaluation.policies import Policies
 from lora_dpo.evaluation.prompts import PromptStyle
@@ -67,6 +67,7 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
     checkpoints = Checkpoints(run.checkpoints, recipe.train.keep_checkpoints)
     with StopRequests(run.stop_file, Deadline.of(recipe.train.max_hours)) as stop, ExitStack() as held:
         setting = prepare_setting(recipe)
+        check_evaluation(recipe, setting.prepared.questions["test"])
         if is_main_process():
             if not run.is_run or overwrite:  # an interrupted run has shown it before
                 err.print(to_yaml(recipe).rstrip())

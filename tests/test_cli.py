@@ -27,6 +27,8 @@ try:
 finally:
     print("MODULES", *sorted({name.partition(".")[0] for name in sys.modules}))
 """
+PARTS = ("multiple_choice", "preference", "generation", "cost")
+"""Of report.json, that may be null."""
 SMALL = "model: {name: MODEL}\nrun: {name: mine, folder: runs}\ndata: {limit: 30}\n"
 
 
@@ -176,7 +178,7 @@ def test_a_finished_run_is_shown_and_not_run_again(small: Path) -> None:
     recipe = load_recipe(str(small / "small.yaml"), [folder])
     run = RunFolder.of(recipe)
     run.create(recipe, overwrite=False)
-    nothing = {"verdict": "Nothing was held out.", "multiple_choice": None, "preference": None, "samples": []}
+    nothing = {"verdict": "Nothing was held out.", "samples": []} | dict.fromkeys(PARTS)
     run.report_json.write_text(json.dumps(nothing), encoding="utf-8")
     for words in (["lora_dpo", "dpo"], ["lora_dpo.dpo"]):
         result = run_python("-m", *words, "small.yaml", folder, cwd=small, CUDA_VISIBLE_DEVICES="")
@@ -225,7 +227,7 @@ def test_quickstart_that_is_finished_shows_its_report_again(tmp_path: Path) -> N
     found = {"before": 0.5, "after": 0.75, "difference": 0.25, "ci95": [0.1, 0.4], "p": 0.002, "n": 7}
     report = {
         "verdict": "Better: so it is.",
-        "multiple_choice": None,
+        **dict.fromkeys(PARTS),
         "preference": {"n_pairs": 12, "n_groups": 7, "accuracy": found},
         "samples": [],
     }

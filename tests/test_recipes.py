@@ -184,7 +184,7 @@ def test_recipe_trains(
     assert not [file for file in folder.rglob("*partial*")]
 
     report = json.loads(run.report_json.read_text())
-    measured = ["multiple_choice", "preference", "samples"]
+    measured = ["multiple_choice", "preference", "generation", "cost", "samples"]
     assert list(report) == ["schema_version", "run", "model", "verdict", "training", "data", *measured]
     assert report["training"]["steps"] == 2
     assert (report["multiple_choice"] is not None) == has_questions

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypedDict
 
 from lora_dpo.data.chat import TokenisedPair, TurnEncoder
 from lora_dpo.data.question import Question
-from lora_dpo.evaluation import multiple_choice, preference
+from lora_dpo.errors import UserError
+from lora_dpo.evaluation import generation, multiple_choice, preference
+from lora_dpo.evaluation.cost import divergence
+from lora_dpo.evaluation.generation import Generation, Sample, Written
 from lora_dpo.evaluation.multiple_choice import Choice, MultipleChoice, compare_choices
+from lora_dpo.evaluation.perplexity import PLAIN_TEXT, perplexity, read_text
 from lora_dpo.evaluation.policies import Policies
 from lora_dpo.evaluation.preference import Preference, score_pairs
 from lora_dpo.evaluation.prompts import PromptStyle
-from lora_dpo.evaluation.samples import Sample, draw_samples
 from lora_dpo.evaluation.work import Work
 from lora_dpo.recipe.schema import Recipe
+
+
+class Cost(TypedDict):
+    """What the change has cost: distance from the reference, and prediction of text that has nothing to do with it.
+
+    `kl_per_token` is None where no answer was sampled.
+    """
+
+    kl_per_token: float | None
+    perplexity_before: float
+    perplexity_after: float
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +59,40 @@ class Measured:
         preference: On the held-out pairs.
         multiple_choice: On the held-out questions.
         choices: The same, question by question.
+        generation: Of the answers.
+        cost: What the change has cost.
         samples: Answers side by side.
     """
 
     preference: Preference | None = None
     multiple_choice: MultipleChoice | None = None
     choices: list[Choice] = field(default_factory=list)
+    generation: Generation | None = None
+    cost: Cost | None = None
     samples: list[Sample] = field(default_factory=list)
+
+
+def check_evaluation(recipe: Recipe, questions: Sequence[Question]) -> None:
+    """Checks what an evaluation needs, before hours of training.
+
+    Args:
+        recipe: The recipe.
+        questions: The held-out questions.
+
+    Raises:
+        UserError: A judge is asked for where there is nothing to judge or to measure it by, or the text cannot be read.
+    """
+    options = recipe.evaluation
+    if options.judges and options.samples == 0:
+        raise UserError("evaluation.judges has nothing to judge: evaluation.samples is 0.", fix="Raise it, as to 100.")
+    if options.judges and not questions:
+        raise UserError(
+            "evaluation.judges names a judge, but no held-out question has labelled answers.",
+            why="A judge is reported with its agreement with people, which is measured on such answers.",
+            fix="Leave the judges out, or use data with correct and incorrect answers, as TruthfulQA has them.",
+        )
+    if options.text is not None:
+        read_text(Path(options.text).expanduser())
 
 
 def evaluate(work: Work, subject: Subject, recipe: Recipe, style: PromptStyle = "chat") -> Measured:
@@ -60,25 +105,33 @@ def evaluate(work: Work, subject: Subject, recipe: Recipe, style: PromptStyle = 
         style: How multiple-choice questions are put.
     """
     options, seed = recipe.evaluation, recipe.run.seed
-    policies, encoder = subject.policies, subject.encoder
+    policies, encoder, batch_size = subject.policies, subject.encoder, recipe.evaluation.batch_size
     found = None
     if subject.pairs:
-        scores = score_pairs(work, policies, subject.pairs, batch_size=options.batch_size)
+        scores = score_pairs(work, policies, subject.pairs, batch_size=batch_size)
         found = preference.summarise(scores, beta=recipe.dpo.beta, seed=seed)
-    choices = []
-    if subject.questions:
-        choices = compare_choices(work, policies, encoder, subject.questions, style, batch_size=options.batch_size)
+    choices = compare_choices(work, policies, encoder, subject.questions, style, batch_size=batch_size)
+    written = generation.write(work, policies, encoder, subject.pairs, options, seed=seed)
+    by_group = {question.group: question for question in subject.questions}
     return Measured(
         preference=found,
         multiple_choice=multiple_choice.summarise(choices, encoder, style, seed=seed) if choices else None,
         choices=choices,
-        samples=draw_samples(
-            work,
-            policies,
-            encoder,
-            subject.pairs,
-            count=options.samples,
-            max_new_tokens=options.max_new_tokens,
-            batch_size=options.batch_size,
-        ),
+        generation=generation.summarise(work, written, by_group, options, seed=seed) if written.asked else None,
+        cost=_cost(work, subject, recipe, written),
+        samples=written.samples(),
     )
+
+
+def _cost(work: Work, subject: Subject, recipe: Recipe, written: Written) -> Cost:
+    options, policies = recipe.evaluation, subject.policies
+    file = PLAIN_TEXT if options.text is None else Path(options.text).expanduser()
+    text = perplexity(work, policies, subject.encoder, read_text(file), batch_size=options.batch_size)
+    answers = [answer["ids"] for answer in written.sampled["after"]]
+    moved = divergence(work, policies, written.prompts, answers, batch_size=options.batch_size) if answers else None
+    return {
+        "kl_per_token": None if moved is None else moved["per_token"],
+        "perplexity_before": text["before"],
+        "perplexity_after": text["after"],
+        "text": file.name,
+    }

@@ -23,20 +23,26 @@ if TYPE_CHECKING:  # these import torch, which a report that is only shown again
 SCHEMA_VERSION = 2
 _SAMPLES_SHOWN = 2
 _HEADINGS = ("", "before", "after", "change", "95 % interval", "p")
-_METRICS = {
-    "mc0": "MC0",
-    "mc1": "MC1",
-    "mc2": "MC2",
-    "accuracy": "preference accuracy",
-    "normalised_accuracy": "accuracy per token",
-    "margin": "margin, nats",
-}
-"""What is compared, in the order of the table, and its name there."""
+_METRICS = (
+    ("multiple_choice", "mc0", "MC0", "share"),
+    ("multiple_choice", "mc1", "MC1", "share"),
+    ("multiple_choice", "mc2", "MC2", "share"),
+    ("preference", "accuracy", "preference accuracy", "share"),
+    ("preference", "normalised_accuracy", "accuracy per token", "share"),
+    ("preference", "margin", "margin, nats", "signed"),
+    ("generation.greedy", "tokens", "answer's tokens", "number"),
+    ("generation.greedy", "repetition", "repetition", "share"),
+    ("generation.greedy", "refusal", "refusals", "share"),
+    ("generation.greedy", "ended", "ended by itself", "share"),
+)
+"""Where a comparison stands in report.json, in the table's order; its name there, and what kind of number it is."""
+_FORMATS = {"share": "{:.1%}", "signed": "{:+.2f}", "number": "{:.1f}", "score": "{:+.3f}"}
 _HOW_MEASURED = (
     "MC0: the best true answer is more probable than the best false one; MC1: than every false one; MC2: the true "
     "answers' part of the probability of all. Preference accuracy: of held-out pairs, the part in which the chosen "
     "answer is more probable, in sum or as a mean over its tokens. Margin: mean log p(chosen) - log p(rejected). Every "
-    "question counts the same, however many pairs it has. Intervals and p: paired bootstrap over questions."
+    "question counts the same, however many pairs it has. Answers are greedy; repetition is the part of 4-grams of "
+    "words that stood in the answer before. Intervals and p: paired bootstrap over questions."
 )
 
 
@@ -75,6 +81,8 @@ class Report:
         found = {
             "multiple_choice": self.measured.multiple_choice,
             "preference": self.measured.preference,
+            "generation": self.measured.generation,
+            "cost": self.measured.cost,
             "samples": self.measured.samples,
         }
         return {
@@ -116,6 +124,8 @@ def print_report(report: Mapping[str, Any], run: RunFolder) -> None:
         for row in rows:
             table.add_row(*row)
         out.print(table)
+    for remark in _remarks(report):
+        out.print(remark)
     for sample in report["samples"][:_SAMPLES_SHOWN]:
         out.print(Text(f"\n{sample['prompt']}", style="bold"))
         out.print(_side_by_side(sample))
@@ -146,22 +156,42 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 
 def _rows(report: Mapping[str, Any]) -> Iterator[Row]:
-    for part in ("multiple_choice", "preference"):
-        for key, name in _METRICS.items():
-            found = (report[part] or {}).get(key)
-            if found is not None:
-                yield _row(name, found, in_percent=key != "margin")
+    for place, key, name, kind in _METRICS:
+        part: Any = report
+        for step in place.split("."):
+            part = (part or {}).get(step)
+        if part is not None and part.get(key) is not None:
+            yield _row(name, part[key], kind)
+    for judged in (report["generation"] or {"judges": []})["judges"]:
+        yield _row(f"judge {Path(judged['judge']).name}", judged["score"], "score")
 
 
-def _row(name: str, found: Mapping[str, Any], *, in_percent: bool) -> Row:
+def _row(name: str, found: Mapping[str, Any], kind: str) -> Row:
     low, high = found["ci95"]
-    if in_percent:
-        levels = f"{found['before']:.1%}", f"{found['after']:.1%}"
+    levels = [_FORMATS[kind].format(found[when]) for when in ("before", "after")]
+    if kind == "share":
         change, interval = f"{100 * found['difference']:+.1f} points", f"{100 * low:+.1f} to {100 * high:+.1f}"
     else:
-        levels = f"{found['before']:+.2f}", f"{found['after']:+.2f}"
-        change, interval = f"{found['difference']:+.2f}", f"{low:+.2f} to {high:+.2f}"
+        form = _FORMATS["signed" if kind == "number" else kind]
+        change, interval = form.format(found["difference"]), f"{form.format(low)} to {form.format(high)}"
     return Row(name, *levels, change, interval, f"{found['p']:.4f}")
+
+
+def _remarks(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what the table has no column for, a sentence each."""
+    for judged in (report["generation"] or {"judges": []})["judges"]:
+        agreement, wins = judged["agreement"], judged["wins"]
+        yield (
+            f"Judge {Path(judged['judge']).name} agrees with people on {agreement['agreement']:.1%} of "
+            f"{agreement['n']:,} labelled {agreement['of']} (always saying the same: {agreement['majority']:.1%}); by "
+            f"it {wins['win']} answers became better, {wins['loss']} worse, {wins['tie']} neither."
+        )
+    if cost := report["cost"]:
+        before, after = cost["perplexity_before"], cost["perplexity_after"]
+        change = f"{100 * (after / before - 1):+.1f} %"
+        yield f"Perplexity of unrelated text ({cost['text']}): {before:.2f} -> {after:.2f} ({change})."
+        if cost["kl_per_token"] is not None:
+            yield f"Distance from the model before, on sampled answers: {cost['kl_per_token']:.3f} nats a token."
 
 
 def _counts(report: Mapping[str, Any]) -> str:
@@ -170,6 +200,8 @@ def _counts(report: Mapping[str, Any]) -> str:
         parts.append(f"{choice['mc1']['n']} questions, {_PUT[choice['prompt_style']]}")
     if report["preference"]:
         parts.append(f"{report['preference']['n_pairs']} pairs of {report['preference']['n_groups']} questions")
+    if report["generation"]:
+        parts.append(f"{report['generation']['n']} answers")
     return "held out: " + "; ".join(parts)
 
 
@@ -190,6 +222,7 @@ def _markdown(report: Report, content: Mapping[str, Any], pictures: list[Path]) 
         lines += ["## Before and after", "", f"| {' | '.join(_HEADINGS)} |", "|---|--:|--:|--:|--:|--:|"]
         lines += [f"| {' | '.join(row)} |" for row in rows]
         lines += ["", f"{_counts(content).capitalize()}. {_HOW_MEASURED}", ""]
+    lines += [f"- {remark}" for remark in _remarks(content)] + [""]
     if choice := content["multiple_choice"]:
         shown = choice["prompt_example"].replace("\n", "\n    ")
         lines += [f"Multiple choice ({choice['version']}), the first prompt:", "", f"    {shown}", ""]

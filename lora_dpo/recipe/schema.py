@@ -324,11 +324,18 @@ class TrainSection(Section):
 
 
 class EvaluationSection(Section):
-    """The report at the end: held-out preferences before and after, and answers side by side."""
+    """The report at the end: held-out data before and after."""
 
-    samples: int = Field(4, ge=0, description="Held-out questions answered before and after.")
+    samples: int = Field(32, ge=0, description="Held-out questions answered before and after, greedily and sampled.")
     max_new_tokens: PositiveInt = Field(64, description="Longest sample answer, in tokens.")
     batch_size: PositiveInt = Field(8, description="Sequences written at once; without trees, scored as well.")
+    text: str | None = Field(
+        None, description="File with unrelated text, whose perplexity must not suffer; null takes a bundled one."
+    )
+    judges: Words = Field(
+        default_factory=list,
+        description="Models that judge the answers: embedding models, reward models, truth judges; folders or Hub ids.",
+    )
 
 
 class RunSection(Section):

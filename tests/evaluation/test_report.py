@@ -35,6 +35,22 @@ CHOICE = {
     "mc1": comparison(0.25, 0.5, (-0.1, 0.6)),
     "mc2": comparison(0.3, 0.4, (0.05, 0.15)),
 }
+STYLE = {key: comparison(0.25, 0.5, (0.0, 0.5)) for key in ("words", "repetition", "refusal", "ended")}
+GENERATION = {
+    "n": 2,
+    "max_new_tokens": 9,
+    "greedy": {"tokens": comparison(12.5, 10.0, (-5.0, 0.0)), **STYLE},
+    "sampled": STYLE,
+    "judges": [
+        {
+            "judge": "org/judge",
+            "agreement": {"of": "answers", "agreement": 0.75, "majority": 0.6, "n": 1234},
+            "score": comparison(-0.1, 0.2, (0.1, 0.5)),
+            "wins": {"win": 3, "loss": 0, "tie": 1},
+        }
+    ],
+}
+COST = {"kl_per_token": 0.1251, "perplexity_before": 20.0, "perplexity_after": 21.0, "text": "plain.txt"}
 TRAINING = {"steps": 2, "seconds": 90.0}
 NO_DIFFERENCE = (
     "No difference that can be told from chance: MC1 25.0% -> 50.0% on 4 held-out questions (+25.0 points, "
@@ -49,7 +65,9 @@ SAMPLES = [
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
     recipe = small_recipe("org/model", tmp_path)
-    return Report(recipe, DATA, TRAINING, Measured(PREFERENCE, CHOICE, samples=SAMPLES))
+    return Report(
+        recipe, DATA, TRAINING, Measured(PREFERENCE, CHOICE, generation=GENERATION, cost=COST, samples=SAMPLES)
+    )
 
 
 def test_json_keys_are_stable(report: Report) -> None:
@@ -63,6 +81,8 @@ def test_json_keys_are_stable(report: Report) -> None:
         "data": DATA,
         "multiple_choice": json.loads(json.dumps(CHOICE)),
         "preference": json.loads(json.dumps(PREFERENCE)),
+        "generation": json.loads(json.dumps(GENERATION)),
+        "cost": COST,
         "samples": SAMPLES,
     }
 
@@ -75,15 +95,27 @@ def test_markdown(report: Report) -> None:
     assert "org/model, lora, sigmoid with beta 0.1, 2 steps of 4 pairs in 1.5 minutes." in lines
     assert f"**{NO_DIFFERENCE}**" in lines
     table = lines.index("|  | before | after | change | 95 % interval | p |")
-    assert lines[table + 1 : table + 7] == [
+    assert lines[table + 1 : table + 12] == [
         "|---|--:|--:|--:|--:|--:|",
         "| MC1 | 25.0% | 50.0% | +25.0 points | -10.0 to +60.0 | 0.0125 |",
         "| MC2 | 30.0% | 40.0% | +10.0 points | +5.0 to +15.0 | 0.0125 |",
         "| preference accuracy | 50.0% | 87.5% | +37.5 points | +12.5 to +50.0 | 0.0125 |",
         "| accuracy per token | 50.0% | 50.0% | +0.0 points | +0.0 to +0.0 | 0.0125 |",
         "| margin, nats | -1.25 | +2.00 | +3.25 | +1.00 to +5.50 | 0.0125 |",
+        "| answer's tokens | 12.5 | 10.0 | -2.50 | -5.00 to +0.00 | 0.0125 |",
+        *(
+            f"| {name} | 25.0% | 50.0% | +25.0 points | +0.0 to +50.0 | 0.0125 |"
+            for name in ("repetition", "refusals", "ended by itself")
+        ),
+        "| judge judge | -0.100 | +0.200 | +0.300 | +0.100 to +0.500 | 0.0125 |",
     ]
-    counts = "Held out: 4 questions, put as the benchmark does; 5 pairs of 4 questions. MC0: "
+    assert "- Perplexity of unrelated text (plain.txt): 20.00 -> 21.00 (+5.0 %)." in lines
+    assert "- Distance from the model before, on sampled answers: 0.125 nats a token." in lines
+    judged = (
+        "- Judge judge agrees with people on 75.0% of 1,234 labelled answers (always saying the same: 60.0%); by it "
+    )
+    assert f"{judged}3 answers became better, 0 worse, 1 neither." in lines
+    counts = "Held out: 4 questions, put as the benchmark does; 5 pairs of 4 questions; 2 answers. MC0: "
     assert any(line.startswith(counts) for line in lines)
     prompt = lines.index("Multiple choice (of today), the first prompt:")
     assert lines[prompt + 2 : prompt + 4] == ["    Q: Why?", "    A:"]
