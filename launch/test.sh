@@ -17,6 +17,6 @@ fi
 
 # shellcheck source=launch/_setup.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/_setup.sh"
-set_up deepspeed,quantization,dev
+set_up deepspeed,quantization,eval,dev
 cd -- "$root"
 exec "$venv/bin/python" -m pytest "$@"
