@@ -21,11 +21,10 @@ MODES = ALL_MODES | {
     "single, dropout": Mode("llama", words=("adapter.dropout=0.1", "train.logging_steps=2")),
     "ddp of four": Mode("llama", 4, "cpu_ddp", ("train.epochs=2",)),
     "fsdp2": Mode("llama", 2, "fsdp2"),
-    "whole model": Mode("llama", words=("adapter.method=full", "train.learning_rate=1e-3")),
     "whole model, zero3": Mode("llama", 2, "cpu_zero3", ("adapter.method=full", "train.learning_rate=1e-3")),
 }
-SHOWN_BY_OTHERS = {"single", "ddp", "whole model"}
-"""By one process with dropout, four processes, and a whole model that is divided; each mode here takes three starts."""
+SHOWN_BY_OTHERS = {"single", "ddp"}
+"""By one process with dropout, and by four processes; each mode here takes three starts."""
 each_mode = pytest.mark.parametrize(
     "name",
     [
