@@ -57,6 +57,11 @@ def note(text: str) -> None:
         err.print(Text(text), soft_wrap=True)
 
 
+def show_error(text: str, who: str = "") -> None:
+    """Prints what went wrong; `who` stands in front of it where several processes may speak."""
+    err.print(Text.assemble((f"{who}Error: ", "bold red"), text), soft_wrap=True)
+
+
 def tracked(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
     """Returns the items, with a bar that is gone when they are through; on rank 0 of a terminal only."""
     shown = err.is_terminal and is_main_process()
@@ -101,8 +106,7 @@ def errors_end_the_program(*, debug: bool = False) -> Iterator[None]:
             raise
         if debug:
             err.print_exception()
-        rank = "" if is_main_process() else f"[rank {os.environ['RANK']}] "
-        err.print(Text.assemble((f"{rank}Error: ", "bold red"), str(mistake)), soft_wrap=True)
+        show_error(str(mistake), who="" if is_main_process() else f"[rank {os.environ['RANK']}] ")
         _exit(UserError.exit_code, str(mistake))
 
 

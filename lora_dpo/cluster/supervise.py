@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from rich.text import Text
 
 from lora_dpo.cluster.launch import Launch
-from lora_dpo.console import EXIT_CODE_FILE, STOP_FILE, STOPPED_EXIT_CODE, err, note
+from lora_dpo.console import EXIT_CODE_FILE, STOP_FILE, STOPPED_EXIT_CODE, note, show_error
 from lora_dpo.files import write_text
 from lora_dpo.recipe.run_folder import RunFolder
 
@@ -52,8 +51,8 @@ def run_launch(launch: Launch, run: RunFolder | None) -> int:
         asked = _Signals(code_file, run, stop_file)
         with asked.passed_on():
             code = process.wait()
-            while left := _started_with(code_file):  # behind by a launcher that was killed
-                if asked.killed_by is not None:  # it may have started them since
+            while left := _started_with(code_file):  # what a launcher that was killed has left behind
+                if asked.killed_by is not None:  # the launcher may have started them since
                     _kill(left)
                 psutil.wait_procs(left, timeout=1)
         words = code_file.read_text(encoding="utf-8") if code_file.is_file() else ""
@@ -62,7 +61,7 @@ def run_launch(launch: Launch, run: RunFolder | None) -> int:
         return asked.said_how_it_ended()
     if told.isdecimal() and int(told) != 1:
         if message and launch.processes > 1:  # the launcher has said more since
-            err.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
+            show_error(message)
         return int(told)
     if code:
         _say_that_it_died(launch, run, with_traceback=bool(told))
@@ -73,7 +72,7 @@ class _Signals:
     """What asked the launch to stop, and what was done about it.
 
     Attributes:
-        killed_by: Name of the signal that ended the processes at once, if one did.
+        killed_by: The signal that ended the processes at once, if one did.
     """
 
     def __init__(self, code_file: Path, run: RunFolder | None, stop_file: Path) -> None:
@@ -126,7 +125,7 @@ def _say_that_it_died(launch: Launch, run: RunFolder | None, *, with_traceback: 
         words = "The training ended without saying why. If nothing above does, it was killed, as for want of memory."
     if run is not None and run.is_run and not run.is_complete:
         words += " Started again, it goes on from its newest whole checkpoint."
-    err.print(Text.assemble(("Error: ", "bold red"), words), soft_wrap=True)
+    show_error(words)
 
 
 def _kill(processes: list[psutil.Process]) -> None:

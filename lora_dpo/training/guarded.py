@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate.utils import gather_object
@@ -118,10 +118,8 @@ class GuardedTrainer:
             return
         step = self.state.global_step
         culprits = gather_object([self._names(place, step - 1) for place in bad_losses])
-        if not self.is_world_process_zero():
-            raise SystemExit(UserError.exit_code)  # the first process says it for all
         what = "loss" if loss else "gradient"
-        raise UserError(
+        self._stop_all(
             f"The {what} became no number at step {step}.",
             why=f"It was made by {'; '.join(culprits)}." if culprits else "Every loss of the step was one.",
             fix="Nothing of this step was saved. Look at the pairs, take a smaller train.learning_rate or another "
@@ -129,14 +127,18 @@ class GuardedTrainer:
         )
 
     def _stop_since_nothing_is_left(self) -> None:
-        if not self.is_world_process_zero():
-            raise SystemExit(UserError.exit_code)  # the first process says it for all
-        raise UserError(
+        self._stop_all(
             f"No loss of {_EMPTY_STEPS} steps in a row is a number, up to step {self.state.global_step}.",
             why="With so many left out it is not the pairs: the weights, or the precision, have gone wrong.",
             fix="Go back to an earlier checkpoint with run.resume=PATH, or begin anew with a smaller "
             "train.learning_rate or another model.dtype.",
         )
+
+    def _stop_all(self, what: str, *, why: str, fix: str) -> NoReturn:
+        """Ends every process alike; the first one says why for all."""
+        if not self.is_world_process_zero():
+            raise SystemExit(UserError.exit_code)
+        raise UserError(what, why=why, fix=fix)
 
     def _names(self, place: int, step: int) -> str:
         """Returns where the pairs of one of this process's micro-batches come from."""
