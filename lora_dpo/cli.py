@@ -127,12 +127,11 @@ def evaluate(
 
 @app.command(epilog="Example: lora-dpo plot runs/quickstart")
 def plot(run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
-    """Draw a run's training pictures again from its metrics.jsonl."""
-    from lora_dpo.evaluation.plots import draw_training, read_metrics
+    """Draw the pictures of a run's training and evaluation again."""
+    from lora_dpo.evaluation.plots import draw_run
     from lora_dpo.recipe.run_folder import RunFolder
 
-    folder = RunFolder.open(run)
-    for file in draw_training(read_metrics(folder.metrics), folder.plots):
+    for file in draw_run(RunFolder.open(run)):
         out.print(str(file), soft_wrap=True)
 
 
