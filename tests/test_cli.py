@@ -186,6 +186,7 @@ def test_a_finished_run_is_shown_and_not_run_again(small: Path) -> None:
     run = RunFolder.of(recipe)
     run.create(recipe, overwrite=False)
     run.report_json.write_text(json.dumps(EMPTY), encoding="utf-8")
+    run.report_md.touch()
     for words in (["lora_dpo", "dpo"], ["lora_dpo.dpo"]):
         result = run_python("-m", *words, "small.yaml", folder, cwd=small, CUDA_VISIBLE_DEVICES="")
         assert result.returncode == 0, result.stderr

@@ -34,7 +34,7 @@ def markdown(content: Mapping[str, Any], summary: str, pictures: Sequence[Path],
     """
     shown = {picture.stem: picture for picture in pictures}
     lines = [f"# {content['run']}", "", f"**{content['verdict']}**", "", summary, ""]
-    lines += [*_table(content), *_section("What to keep in mind", content["caveats"])]
+    lines += [*_table(content), *_folds(content), *_section("What to keep in mind", content["caveats"])]
     lines += _picture(shown, "evaluation")
     for title, examples in (("What got better", "improved"), ("What got worse", "worse")):
         lines += _section(title, map(_example, content["examples"][examples]))
@@ -51,6 +51,13 @@ def _table(content: Mapping[str, Any]) -> Iterator[str]:
         yield from ("", f"{tables.counts(content).capitalize()}. {_HOW_MEASURED}", "")
     if remarks := [f"- {remark}" for remark in tables.remarks(content)]:
         yield from (*remarks, "")
+
+
+def _folds(content: Mapping[str, Any]) -> Iterator[str]:
+    if folds := tables.fold_rows(content):
+        yield from ("## The folds", "", f"| {' | '.join(folds[0])} |", "|---|" + "--:|" * (len(folds[0]) - 1))
+        yield from (f"| {' | '.join(row)} |" for row in folds[1:])
+        yield ""
 
 
 def _section(title: str, points: Iterator[str] | Sequence[str]) -> Iterator[str]:

@@ -106,21 +106,28 @@ def print_report(report: Mapping[str, Any], run: RunFolder) -> None:
     """
     out.print(Text(report["verdict"], style="bold"))
     if rows := tables.rows(report):
-        table = Table(caption=tables.counts(report))
-        for heading in tables.HEADINGS:
-            table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        out.print(table)
+        out.print(_table(tables.HEADINGS, rows, caption=tables.counts(report)))
+    if folds := tables.fold_rows(report):
+        out.print(_table(folds[0], folds[1:]))
     for remark in (*tables.remarks(report), *report["caveats"]):
         out.print(Text(f"- {remark}"))
     for sample in report["samples"][:_SAMPLES_SHOWN]:
         out.print(Text(f"\n{sample['prompt']}", style="bold"))
         out.print(_side_by_side(sample))
-    trained = run.adapter if run.adapter.is_dir() else run.model
+    places = {"pictures": run.plots, "report": run.report_md, "adapter": run.adapter, "model": run.model}
     out.print()
-    for label, path in (("pictures", run.plots), ("report", run.report_md), (trained.name, trained)):
-        out.print(f"{label:<9} {path}", soft_wrap=True)
+    for label, path in places.items():
+        if path.exists():
+            out.print(f"{label:<9} {path}", soft_wrap=True)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> Table:
+    table = Table(caption=caption)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _side_by_side(sample: Mapping[str, str]) -> Table:

@@ -74,12 +74,27 @@ def _rows(report: Mapping[str, Any]) -> Iterator[Row]:
 def _row(name: str, found: Mapping[str, Any], kind: str) -> Row:
     low, high = found["ci95"]
     levels = [_FORMATS[kind].format(found[when]) for when in ("before", "after")]
-    if kind == "share":
-        change, interval = f"{100 * found['difference']:+.1f} points", f"{100 * low:+.1f} to {100 * high:+.1f}"
-    else:
-        form = _FORMATS["signed" if kind == "number" else kind]
-        change, interval = form.format(found["difference"]), f"{form.format(low)} to {form.format(high)}"
+    interval = f"{_change(low, kind)} to {_change(high, kind)}"
+    change = f"{_change(found['difference'], kind)}{' points' * (kind == 'share')}"
     return Row(name, *levels, change, interval, f"{found['p']:.4f}")
+
+
+def _change(value: float, kind: str) -> str:
+    """Returns a difference with its sign, of shares in percentage points."""
+    if kind == "share":
+        return f"{100 * value:+.1f}"
+    return _FORMATS["signed" if kind == "number" else kind].format(value)
+
+
+def fold_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """Returns a heading, and for each fold of a cross-validation its changes; nothing for a single training."""
+    folds = report.get("folds", [])
+    names = {key: (name, kind) for _, key, name, kind in _METRICS if folds and key in folds[0]["difference"]}
+    found = []
+    for fold in folds:
+        changes = [_change(fold["difference"][key], kind) for key, (_, kind) in names.items()]
+        found.append([fold["run"], str(fold["questions"]), *changes, f"{100 * fold['perplexity_change']:+.1f} %"])
+    return [["", "questions", *(name for name, _ in names.values()), "perplexity"], *found] if found else []
 
 
 def remarks(report: Mapping[str, Any]) -> Iterator[str]:
