@@ -1,7 +1,7 @@
 """TruthfulQA before and after, on held-out questions of every fold, and on questions of another author.
 
     python benchmarks/truthfulqa.py --questions TruthfulQA.csv
-    python benchmarks/truthfulqa.py --questions TruthfulQA.csv --recipe smollm2_truthfulqa train.epochs=1 run.name=shorter
+    python benchmarks/truthfulqa.py --questions TruthfulQA.csv train.epochs=1 run.name=shorter
 
 It runs `lora-dpo dpo` and `lora-dpo eval`, whose runs stay below runs/: interrupted, it goes on where it was.
 """
