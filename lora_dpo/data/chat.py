@@ -1,13 +1,14 @@
-"""From turns to token ids: one prompt, two completions, one BOS, and an end of turn that is never cut."""
+"""From turns to token ids: one prompt, its completions, one BOS, and an end of turn that is never cut."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jinja2.exceptions import TemplateError
 
+from lora_dpo.data.example import Example
 from lora_dpo.data.pair import Message, Pair
 from lora_dpo.errors import UserError
 
@@ -22,6 +23,7 @@ _BATCH = 1000
 class TokenisedPair:
     """A pair as token ids: the sequences are `prompt_ids + chosen_ids` and `prompt_ids + rejected_ids`."""
 
+    noun: ClassVar[str] = "pair"
     pair: Pair
     prompt_ids: list[int]
     chosen_ids: list[int]
@@ -31,6 +33,71 @@ class TokenisedPair:
     def length(self) -> int:
         """Tokens of the longer of the two sequences."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
+    @property
+    def completions(self) -> tuple[list[int], ...]:
+        """The answers' tokens."""
+        return self.chosen_ids, self.rejected_ids
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The conversation up to the answers."""
+        return self.pair.prompt
+
+    @property
+    def answer(self) -> str:
+        """The answer that is preferred."""
+        return self.pair.chosen
+
+    @property
+    def group(self) -> str:
+        """Identifies the question."""
+        return self.pair.group
+
+    @property
+    def origin(self) -> str:
+        """Where the pair was read."""
+        return self.pair.origin
+
+
+@dataclass(frozen=True, slots=True)
+class TokenisedExample:
+    """An example as token ids: the sequence is `prompt_ids + answer_ids`."""
+
+    noun: ClassVar[str] = "example"
+    example: Example
+    prompt_ids: list[int]
+    answer_ids: list[int]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence."""
+        return len(self.prompt_ids) + len(self.answer_ids)
+
+    @property
+    def completions(self) -> tuple[list[int], ...]:
+        """The answer's tokens."""
+        return (self.answer_ids,)
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The conversation up to the answer."""
+        return self.example.prompt
+
+    @property
+    def answer(self) -> str:
+        """The answer to be learnt."""
+        return self.example.answer
+
+    @property
+    def group(self) -> str:
+        """Identifies the question."""
+        return self.example.group
+
+    @property
+    def origin(self) -> str:
+        """Where the example was read."""
+        return self.example.origin
 
 
 class TurnEncoder:
@@ -88,6 +155,16 @@ class TurnEncoder:
         for start in range(0, len(pairs), _BATCH):
             yield from self._encode_batch(pairs[start : start + _BATCH])
 
+    def encode_examples(self, examples: Sequence[Example]) -> Iterator[TokenisedExample]:
+        """Tokenises examples, a thousand at a time, in order; an answer gets the tokens that DPO scores."""
+        for start in range(0, len(examples), _BATCH):
+            batch = examples[start : start + _BATCH]
+            turns = [example.prompt for example in batch]
+            prompts, prompt_ids = self._prompts(turns)
+            answers = self._completions(prompts, prompt_ids, turns, [example.answer for example in batch])
+            for parts in zip(batch, prompt_ids, answers, strict=True):
+                yield TokenisedExample(*parts)
+
     def encode_answers(self, prompt: Sequence[Message], answers: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """Tokenises several answers to one prompt; returns prompt and completion of each."""
         text, ids = self.render(prompt), self.prompt_ids(prompt)
@@ -96,13 +173,16 @@ class TurnEncoder:
         return [(ids, completion) for completion in completions]
 
     def _encode_batch(self, pairs: Sequence[Pair]) -> Iterator[TokenisedPair]:
-        prompts = [self.render(pair.prompt) for pair in pairs]
-        prompt_ids = [self._with_one_bos(ids) for ids in self._encode(prompts)]
         turns = [pair.prompt for pair in pairs]
+        prompts, prompt_ids = self._prompts(turns)
         chosen = self._completions(prompts, prompt_ids, turns, [pair.chosen for pair in pairs])
         rejected = self._completions(prompts, prompt_ids, turns, [pair.rejected for pair in pairs])
         for parts in zip(pairs, prompt_ids, chosen, rejected, strict=True):
             yield TokenisedPair(*parts)
+
+    def _prompts(self, turns: Sequence[Sequence[Message]]) -> tuple[list[str], list[list[int]]]:
+        texts = [self.render(prompt) for prompt in turns]
+        return texts, [self._with_one_bos(ids) for ids in self._encode(texts)]
 
     def _completions(
         self,
@@ -190,8 +270,8 @@ def _plain_text(turns: list[Message], answer: str | None) -> str:
     return "\n\n".join([*paragraphs, last])
 
 
-def check_turns(encoder: TurnEncoder, pairs: Sequence[TokenisedPair]) -> None:
-    """Asserts on a run's first pairs what silent tokenisation bugs break.
+def check_turns(encoder: TurnEncoder, pairs: Sequence[TokenisedPair | TokenisedExample]) -> None:
+    """Asserts on a run's first pairs (or examples) what silent tokenisation bugs break.
 
     Args:
         encoder: What tokenised the pairs.
@@ -208,16 +288,16 @@ def check_turns(encoder: TurnEncoder, pairs: Sequence[TokenisedPair]) -> None:
             problem = "the prompt begins with two BOS tokens"
         elif encoder.adds_bos and pair.prompt_ids[:1] != [bos]:
             problem = "the prompt does not begin with the BOS token"
-        elif pair.prompt_ids != encoder.prompt_ids(pair.pair.prompt):
+        elif pair.prompt_ids != encoder.prompt_ids(pair.prompt):
             problem = "the prompt's tokens differ from those that the model sees when it generates"
-        elif not pair.chosen_ids or not pair.rejected_ids:
+        elif not all(pair.completions):
             problem = "a completion has no tokens"
-        elif pair.chosen_ids[-1] != end or pair.rejected_ids[-1] != end:
+        elif any(completion[-1] != end for completion in pair.completions):
             problem = "a completion does not end on the end-of-turn token"
         if problem:
             raise UserError(
                 f"Tokenisation is not sound: {problem}.",
                 why="A model trained on this would learn from a context that it never sees.",
                 fix="See the tokens with `lora-dpo data RECIPE`; model.template=plain avoids a broken chat template.",
-                where=pair.pair.origin,
+                where=pair.origin,
             )

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, islice
+from typing import TypeVar
 
-from lora_dpo.data.formats.base import AnswerSet, BadRowError, Candidate, Format, Options
+from lora_dpo.data.formats.base import AnswerSet, BadRowError, Candidate, Format, Options, Values
 from lora_dpo.data.formats.registry import mapped, recognise
-from lora_dpo.data.pair import Pair, group_of
+from lora_dpo.data.pair import Message, Pair, group_of
 from lora_dpo.data.question import Question
 from lora_dpo.data.report import ReadReport
 from lora_dpo.data.row import Row
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.schema import DataSection
 
+T = TypeVar("T")
+
 _ROWS_LOOKED_AT = 100
 
 
-def format_of(rows: Iterable[Row], data: DataSection, report: ReadReport, where: str) -> tuple[Format, Iterator[Row]]:
+def pair_format(data: DataSection) -> Callable[[Sequence[Values], str], Format]:
+    """Returns what finds the format of preferences, as `format_of` takes it.
+
+    Args:
+        data: The recipe's data section.
+    """
+    if data.columns is None:
+        return recognise
+    return partial(mapped, data.columns)
+
+
+def format_of(
+    rows: Iterable[Row], find: Callable[[Sequence[Values], str], T], report: ReadReport, where: str
+) -> tuple[T, Iterator[Row]]:
     """Finds the format of a file from its first rows.
 
     Args:
         rows: The file's rows.
-        data: The recipe's data section.
+        find: Returns the format of a file's first rows; it is given the file as well, for errors.
         report: Why rows could not be read, for the error if that is all of them.
         where: The file, for errors.
 
@@ -30,16 +47,14 @@ def format_of(rows: Iterable[Row], data: DataSection, report: ReadReport, where:
         The format, and all rows, the first ones included.
 
     Raises:
-        UserError: There is no row, no format fits, or `data.columns` names a column that is not there.
+        UserError: There is no row, or no format fits.
     """
     stream = iter(rows)
     first = list(islice(stream, _ROWS_LOOKED_AT))
     if not first:
         reasons = "\n".join(f"  {reason}" for reason in report.reasons)
         raise UserError("no row could be read", why=f"The first reasons:\n{reasons}" if reasons else "", where=where)
-    values = [row.values for row in first]
-    found = recognise(values, where) if data.columns is None else mapped(data.columns, values, where)
-    return found, chain(first, stream)
+    return find([row.values for row in first], where), chain(first, stream)
 
 
 def convert_rows(
@@ -90,14 +105,23 @@ def _question(found: AnswerSet, where: str, source: int) -> Question | None:
     )
 
 
-def _pair(candidate: Candidate, where: str, source: int) -> Pair:
-    roles = [turn["role"] for turn in candidate.prompt]
+def check_prompt(prompt: Sequence[Message]) -> None:
+    """Checks that a conversation is one that is answered.
+
+    Raises:
+        BadRowError: It has no turn, does not end in the user's, or has a system turn elsewhere than in front.
+    """
+    roles = [turn["role"] for turn in prompt]
     if not roles:
         raise BadRowError("the prompt has no turn")
     if roles[-1] != "user":
         raise BadRowError(f"the prompt ends in a turn of the {roles[-1]}, not of the user")
     if "system" in roles[1:]:
         raise BadRowError("the prompt has a system turn after the first turn")
+
+
+def _pair(candidate: Candidate, where: str, source: int) -> Pair:
+    check_prompt(candidate.prompt)
     return Pair(
         prompt=candidate.prompt,
         chosen=candidate.chosen,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
-from lora_dpo.data.pair import Pair, group_of
+from lora_dpo.data.pair import Asked, group_of
+
+T = TypeVar("T", bound=Asked)
 
 
-def merge_groups(pairs: Sequence[Pair]) -> list[Pair]:
+def merge_groups(pairs: Sequence[T]) -> list[T]:
     """Returns the pairs with groups that share a prompt made one, so that no prompt can be on two sides of a split.
 
     Groups are merged transitively (union-find); a merged group takes the name that sorts first.
 
     Args:
-        pairs: Pairs whose groups are prompts' hashes, or names from a column of the file.
+        pairs: Pairs or examples whose groups are prompts' hashes, or names from a column of the file.
     """
     parent: dict[tuple[str, str], tuple[str, str]] = {}
 

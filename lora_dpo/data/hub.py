@@ -22,7 +22,7 @@ _USUAL: dict[str, tuple[str | None, str]] = {
 }
 
 
-def hub_rows(name: str, subset: str | None, split: str | None) -> Iterator[Row]:
+def hub_rows(name: str, subset: str | None, split: str | None, *, key: str = "data.path") -> Iterator[Row]:
     """Loads a data set and returns its rows.
 
     The data set is fetched when this is called; the rows are read as they are asked for.
@@ -31,30 +31,31 @@ def hub_rows(name: str, subset: str | None, split: str | None) -> Iterator[Row]:
         name: Hub id (`owner/name`), or the folder of a downloaded data set.
         subset: Configuration; None is the usual one of the data set.
         split: Split; None is the usual one of the data set.
+        key: The recipe's key that names the data set, for errors.
 
     Raises:
         UserError: The Hub cannot be reached, or has no such data set, configuration or split.
     """
     usual_subset, usual_split = _USUAL.get(name, (None, "train"))
     split = split or usual_split
-    dataset = _load(name, subset or usual_subset, split)
+    dataset = _load(name, subset or usual_subset, split, key)
     return (Row(values, f"{name} [{split}], row {number}") for number, values in enumerate(dataset, start=1))
 
 
-def _load(name: str, subset: str | None, split: str) -> Dataset:
+def _load(name: str, subset: str | None, split: str, key: str) -> Dataset:
     import datasets
 
     try:
         with nullcontext() if os.path.isdir(name) else offline_unless_reachable():
             return datasets.load_dataset(name, subset, split=split)
     except Exception as error:
-        mistake = disk_full_error(error) or _explain(error, name, subset, split)
+        mistake = disk_full_error(error) or _explain(error, name, subset, split, key)
         if mistake is None:
             raise
         raise mistake from error
 
 
-def _explain(error: Exception, name: str, subset: str | None, split: str) -> UserError | None:
+def _explain(error: Exception, name: str, subset: str | None, split: str, place: str) -> UserError | None:
     """Returns what the user can do about an error of `load_dataset`, or None if it is none of theirs."""
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
     from httpx2 import HTTPError
@@ -62,8 +63,8 @@ def _explain(error: Exception, name: str, subset: str | None, split: str) -> Use
 
     text = str(error)
     if isinstance(error, ConnectionError) or "Couldn't find cache for" in text:
-        return _unreachable(name, subset, split)
-    if isinstance(error, ValueError) and (mistake := _explain_choice(text, name, subset, split)) is not None:
+        return _unreachable(name, subset, split, place)
+    if isinstance(error, ValueError) and (mistake := _explain_choice(text, name, subset, split, place)) is not None:
         return mistake
     if isinstance(error, DatasetNotFoundError):
         gated = "gated dataset" in text
@@ -73,14 +74,14 @@ def _explain(error: Exception, name: str, subset: str | None, split: str) -> Use
         what, fix = f"the data set {name} could not be fetched", "Try again; what has arrived is kept."
     elif isinstance(error, DatasetsError | FileNotFoundError | ValueError | RuntimeError):
         what = f"the data set {name} cannot be read"
-        fix = "Download its files (hf download --repo-type dataset), and name the file with the data in data.path."
+        fix = f"Download its files (hf download --repo-type dataset), and name the file with the data in {place}."
     else:
         return None
     why = f"{text}\n{error.__cause__}" if error.__cause__ else text
-    return UserError(what, why=why, fix=fix, where="data.path")
+    return UserError(what, why=why, fix=fix, where=place)
 
 
-def _explain_choice(text: str, name: str, subset: str | None, split: str) -> UserError | None:
+def _explain_choice(text: str, name: str, subset: str | None, split: str, place: str) -> UserError | None:
     """Returns the error for a split or configuration that is not among those `datasets` lists."""
     listed = re.search(r"\[([^\]]*)\]", text)
     known = re.findall(r"['\"]([^'\"]+)['\"]", listed.group(1)) if listed else []
@@ -93,13 +94,13 @@ def _explain_choice(text: str, name: str, subset: str | None, split: str) -> Use
         )
     else:
         return None
-    fix = f"Name one of them as {key}: data.path: [{{path: {name}, {key}: {known[0] if known else '...'}}}]."
+    fix = f"Name one of them as {key}: {place}: [{{path: {name}, {key}: {known[0] if known else '...'}}}]."
     if value is not None and (near := nearest(value, known)):
         fix += f" Did you mean '{near}'?"
-    return UserError(what, why=f"Its {kind}: {', '.join(known)}.", fix=fix, where="data.path")
+    return UserError(what, why=f"Its {kind}: {', '.join(known)}.", fix=fix, where=place)
 
 
-def _unreachable(name: str, subset: str | None, split: str) -> UserError:
+def _unreachable(name: str, subset: str | None, split: str, place: str) -> UserError:
     folder, keys = name.split("/")[-1], f"subset: {subset}, hub_split: {split}" if subset else f"hub_split: {split}"
     arguments = f"'{name}', '{subset}'" if subset else f"'{name}'"
     return UserError(
@@ -110,6 +111,6 @@ def _unreachable(name: str, subset: str | None, split: str) -> UserError:
         f'  python -c "from datasets import load_dataset; load_dataset({arguments})"\n'
         "and start again with HF_HUB_OFFLINE=1. Or fetch the files, and read the folder as the data set:\n"
         f"  hf download --repo-type dataset {name} --local-dir {folder}\n"
-        f"  data.path: [{{path: {folder}, {keys}}}]",
-        where="data.path",
+        f"  {place}: [{{path: {folder}, {keys}}}]",
+        where=place,
     )

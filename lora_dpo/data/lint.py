@@ -1,4 +1,4 @@
-"""Drops pairs that teach nothing or contradict each other, and counts why."""
+"""Drops pairs and examples that teach nothing or contradict each other, and counts why."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Literal
 
-from lora_dpo.data.pair import Pair
+from lora_dpo.data.example import Example
+from lora_dpo.data.pair import Asked, Pair
 
 Reason = Literal["empty", "identical", "duplicate", "contradictory"]
 
@@ -39,6 +40,28 @@ def lint(pairs: Iterable[Pair]) -> tuple[list[Pair], Counter[Reason]]:
     return agreed, dropped
 
 
+def lint_examples(examples: Iterable[Example]) -> tuple[list[Example], Counter[Reason]]:
+    """Returns the usable examples in their order, and how many were dropped for which reason.
+
+    Reasons: `empty` (no text in the last turn of the prompt, or in the answer), `duplicate` (an earlier example says
+    exactly the same).
+
+    Args:
+        examples: The examples of one or several sources.
+    """
+    dropped: Counter[Reason] = Counter()
+    kept: dict[tuple[object, ...], Example] = {}
+    for example in examples:
+        key = (_prompt_key(example), example.answer)
+        if not example.prompt or not example.prompt[-1]["content"].strip() or not example.answer.strip():
+            dropped["empty"] += 1
+        elif key in kept:
+            dropped["duplicate"] += 1
+        else:
+            kept[key] = example
+    return list(kept.values()), dropped
+
+
 def _flaw(pair: Pair) -> Reason | None:
     if not pair.prompt or not pair.prompt[-1]["content"].strip():
         return "empty"
@@ -53,5 +76,5 @@ def _direction(better: str, worse: str, pair: Pair) -> tuple[object, ...]:
     return (pair.group, _prompt_key(pair), better, worse)
 
 
-def _prompt_key(pair: Pair) -> tuple[tuple[str, str], ...]:
+def _prompt_key(pair: Asked) -> tuple[tuple[str, str], ...]:
     return tuple((turn["role"], turn["content"]) for turn in pair.prompt)

@@ -1,4 +1,4 @@
-"""The files that say what a run was trained and tested on: `pairs.jsonl`, `questions.jsonl` and `splits.json`."""
+"""The files that say what a run was trained and tested on: pairs, examples, questions, and `splits.json`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
+from lora_dpo.data.example import Example
 from lora_dpo.data.files import read_rows
 from lora_dpo.data.pair import Pair
 from lora_dpo.data.question import Question
@@ -20,29 +21,45 @@ from lora_dpo.recipe.schema import SplitName
 
 T = TypeVar("T")
 
+Unit = Literal["pairs", "examples"]
+"""What a run's data consists of: preferences, or answers to be learnt."""
+UNITS: tuple[Unit, ...] = get_args(Unit)
+_REQUIRED = ("groups", "hash", "group_ids")
 
-class SplitEntry(TypedDict):
-    """What `splits.json` says about one split."""
 
+class _Count(TypedDict, total=False):
     pairs: int
+    examples: int
+
+
+class SplitEntry(_Count):
+    """What `splits.json` says about one split: how many pairs or examples it has, and of which questions."""
+
     groups: int
     hash: str
     group_ids: list[str]
 
 
-def pairs_hash(pairs: Iterable[Pair]) -> str:
-    """Returns the SHA-256 of the pairs' contents and groups, the same for every order of the pairs."""
+def pairs_hash(pairs: Iterable[Pair | Example]) -> str:
+    """Returns the SHA-256 of the pairs' (or examples') contents and groups, the same for every order of them."""
     digests = sorted(hashlib.sha256(_content(pair).encode()).digest() for pair in pairs)
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def split_manifest(splits: Mapping[SplitName, Sequence[Pair]]) -> dict[SplitName, SplitEntry]:
-    """Returns sizes, hash and group ids of each split, ready to be written as JSON."""
+def split_manifest(
+    splits: Mapping[SplitName, Sequence[Pair | Example]], unit: Unit = "pairs"
+) -> dict[SplitName, SplitEntry]:
+    """Returns sizes, hash and group ids of each split, ready to be written as JSON.
+
+    Args:
+        splits: Pairs or examples by split.
+        unit: What they are.
+    """
     manifest: dict[SplitName, SplitEntry] = {}
     for name in SPLITS:
         pairs = splits[name]
         groups = sorted({pair.group for pair in pairs})
-        manifest[name] = {"pairs": len(pairs), "groups": len(groups), "hash": pairs_hash(pairs), "group_ids": groups}
+        manifest[name] = {unit: len(pairs), "groups": len(groups), "hash": pairs_hash(pairs), "group_ids": groups}
     return manifest
 
 
@@ -58,6 +75,20 @@ def read_pairs(path: Path) -> dict[SplitName, list[Pair]]:
         UserError: The file is missing or damaged.
     """
     return _read(path, "pair", lambda values: Pair(**{**values, "prompt": tuple(values["prompt"])}))
+
+
+def write_examples(path: Path, splits: Mapping[SplitName, Sequence[Example]]) -> None:
+    """Writes `examples.jsonl`: one example a line, with its split. The file appears whole or not at all."""
+    _write(path, splits)
+
+
+def read_examples(path: Path) -> dict[SplitName, list[Example]]:
+    """Reads what `write_examples` wrote.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    return _read(path, "example", lambda values: Example(**{**values, "prompt": tuple(values["prompt"])}))
 
 
 def write_questions(path: Path, splits: Mapping[SplitName, Sequence[Question]]) -> None:
@@ -88,7 +119,10 @@ def read_manifest(path: Path) -> dict[SplitName, SplitEntry]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         missing = [
-            f"{name}.{key}" for name in SPLITS for key in SplitEntry.__annotations__ if key not in manifest[name]
+            f"{name}.{key}"
+            for name in SPLITS
+            for key in (next((unit for unit in UNITS if unit in manifest[name]), "pairs"), *_REQUIRED)
+            if key not in manifest[name]
         ]
     except FileNotFoundError:
         raise _damaged("the file does not exist", str(path)) from None
@@ -99,7 +133,7 @@ def read_manifest(path: Path) -> dict[SplitName, SplitEntry]:
     return manifest
 
 
-def _write(path: Path, splits: Mapping[SplitName, Sequence[Pair | Question]]) -> None:
+def _write(path: Path, splits: Mapping[SplitName, Sequence[Pair | Example | Question]]) -> None:
     lines = (_dump({"split": name, **asdict(one)}) for name in SPLITS for one in splits[name])
     write_text(path, "".join(f"{line}\n" for line in lines))
 
@@ -131,9 +165,10 @@ def _damaged(what: str, where: str) -> UserError:
     return UserError(what, fix=fix, where=where)
 
 
-def _content(pair: Pair) -> str:
-    turns = [[turn["role"], turn["content"]] for turn in pair.prompt]
-    return _dump([turns, pair.chosen, pair.rejected, pair.group])
+def _content(one: Pair | Example) -> str:
+    turns = [[turn["role"], turn["content"]] for turn in one.prompt]
+    answers = [one.chosen, one.rejected] if isinstance(one, Pair) else [one.answer]
+    return _dump([turns, *answers, one.group])
 
 
 def _dump(value: Any) -> str:

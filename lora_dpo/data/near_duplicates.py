@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lora_dpo.data.pair import Pair, normalised, prompt_text
+from lora_dpo.data.pair import Asked, normalised, prompt_text
 from lora_dpo.recipe.schema import SplitName
 
 GRAM_LENGTH = 5
@@ -51,14 +51,14 @@ class _Prompt(NamedTuple):
 
 
 def near_duplicates(
-    splits: Mapping[SplitName, Sequence[Pair]], min_similarity: float = MIN_SIMILARITY
+    splits: Mapping[SplitName, Sequence[Asked]], min_similarity: float = MIN_SIMILARITY
 ) -> list[NearDuplicate]:
     """Returns near-duplicate prompts across splits, the most similar first; their number is the list's length.
 
     System turns, letter case and runs of white space are not compared. 60,000 long prompts take about half a minute.
 
     Args:
-        splits: Pairs by split.
+        splits: Pairs or examples by split.
         min_similarity: Smallest Jaccard similarity of character 5-grams, above 0.
     """
     prompts = _distinct_prompts(splits)
@@ -83,7 +83,7 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
     return shared / (len(a) + len(b) - shared)
 
 
-def _distinct_prompts(splits: Mapping[SplitName, Sequence[Pair]]) -> list[_Prompt]:
+def _distinct_prompts(splits: Mapping[SplitName, Sequence[Asked]]) -> list[_Prompt]:
     prompts: dict[_Prompt, None] = {}
     for split, pairs in splits.items():
         for pair in pairs:

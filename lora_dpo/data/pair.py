@@ -1,4 +1,4 @@
-"""`Pair`: one preference, the unit in which all data travels."""
+"""`Pair`: one preference, the unit in which all data travels; and what it has in common with an example."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import re
 import unicodedata
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 
 class Message(TypedDict):
@@ -15,6 +15,22 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+class Asked(Protocol):
+    """What is divided by question: a pair, or an example of the SFT stage."""
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The conversation up to the answer."""
+
+    @property
+    def group(self) -> str:
+        """Identifies the question."""
+
+    @property
+    def source(self) -> int:
+        """Which of the recipe's sources it came from."""
 
 
 @dataclass(frozen=True, slots=True)

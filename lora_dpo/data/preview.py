@@ -8,32 +8,33 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from lora_dpo.console import out
-from lora_dpo.data.build import Prepared
-from lora_dpo.data.chat import TokenisedPair
+from lora_dpo.data.build import PreparedData
+from lora_dpo.data.chat import TokenisedExample, TokenisedPair
 
-_PROMPT, _CHOSEN, _REJECTED = "dim", "black on green", "black on red"
+_PROMPT = "dim"
+_COLOURS = ("black on green", "black on red")
 _NEAR_DUPLICATES_SHOWN = 3
 
 
-def print_preview(prepared: Prepared) -> None:
-    """Prints counts, what was dropped and why, and the first training pair token by token."""
+def print_preview(prepared: PreparedData) -> None:
+    """Prints counts, what was dropped and why, and the first training pair (or example) token by token."""
     out.print(counts_table(prepared))
     out.print()
     out.print(_example(prepared.splits["train"][0], prepared.encoder.tokenizer))
 
 
-def counts_table(prepared: Prepared) -> RenderableType:
+def counts_table(prepared: PreparedData) -> RenderableType:
     """Returns the splits' counts with one line for everything that was dropped, cut or found suspicious."""
-    title = Text.assemble(("Pairs", "bold"), f" read as {prepared.formats}")
+    title = Text.assemble((prepared.unit.capitalize(), "bold"), f" read as {prepared.formats}")
     table = Table()
     table.add_column("split")
-    for heading in ("pairs", "questions", "median tokens", "longest", "hash"):
+    for heading in (prepared.unit, "questions", "median tokens", "longest", "hash"):
         table.add_column(heading, justify="right")
     for split, counts in prepared.summary()["splits"].items():
         lengths = sorted(pair.length for pair in prepared.splits[split])
         table.add_row(
             split,
-            f"{counts['pairs']:,}",
+            f"{counts[prepared.unit]:,}",
             f"{counts['groups']:,}",
             str(lengths[len(lengths) // 2]) if lengths else "",
             str(lengths[-1]) if lengths else "",
@@ -42,7 +43,7 @@ def counts_table(prepared: Prepared) -> RenderableType:
     return Group(title, table, *(Text(line) for line in _remarks(prepared)))
 
 
-def _remarks(prepared: Prepared) -> list[str]:
+def _remarks(prepared: PreparedData) -> list[str]:
     remarks = []
     if prepared.dropped:
         counts = ", ".join(f"{count:,} {reason.replace('_', '-')}" for reason, count in prepared.dropped.items())
@@ -54,14 +55,12 @@ def _remarks(prepared: Prepared) -> list[str]:
             f"{prepared.encoder.answers_apart:,}."
         )
     if prepared.truncated:
-        remarks.append(f"Cut from the left to fit dpo.max_length: {prepared.truncated:,} prompts.")
+        remarks.append(f"Cut from the left to fit the longest sequence: {prepared.truncated:,} prompts.")
     if prepared.encoder.folds_system:
         remarks.append("The chat template has no system turn; system turns are folded into the first user turn.")
     if prepared.encoder.style == "plain":
         remarks.append("The plain form 'User: ... Assistant: ...' is used, not a chat template.")
-    if any(prepared.questions.values()):
-        counts = ", ".join(f"{len(questions):,} {split}" for split, questions in prepared.questions.items())
-        remarks.append(f"Questions with all their answers, for multiple choice: {counts}.")
+    remarks += prepared.remarks()
     near = prepared.near_duplicates
     if near:
         remarks.append(f"Nearly the same prompt on two sides of a split: {len(near):,}, such as")
@@ -76,15 +75,16 @@ def _shortened(text: str, width: int = 100) -> str:
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
-def _example(pair: TokenisedPair, tokenizer: PreTrainedTokenizerBase) -> RenderableType:
+def _example(one: TokenisedPair | TokenisedExample, tokenizer: PreTrainedTokenizerBase) -> RenderableType:
+    names = ("chosen", "rejected") if isinstance(one, TokenisedPair) else ("answer",)
+    shown = list(zip(names, one.completions, _COLOURS, strict=False))
     legend = Text.assemble(
-        "One training pair: ", ("prompt, not scored", _PROMPT), "  ", ("chosen", _CHOSEN), "  ", ("rejected", _REJECTED)
+        f"One training {one.noun}: ",
+        ("prompt, not scored", _PROMPT),
+        *(part for name, _, colour in shown for part in ("  ", (name, colour))),
     )
-    prompt = Text(tokenizer.decode(pair.prompt_ids), style=_PROMPT)
-    answers = [
-        Text.assemble(("chosen    ", "bold"), _tokens(pair.chosen_ids, tokenizer, _CHOSEN)),
-        Text.assemble(("rejected  ", "bold"), _tokens(pair.rejected_ids, tokenizer, _REJECTED)),
-    ]
+    prompt = Text(tokenizer.decode(one.prompt_ids), style=_PROMPT)
+    answers = [Text.assemble((f"{name:<10}", "bold"), _tokens(ids, tokenizer, colour)) for name, ids, colour in shown]
     return Group(legend, Text(), prompt, Text(), *answers)
 
 

@@ -17,7 +17,7 @@ class ReadReport:
 
     Args:
         rows: Rows read, bad ones included.
-        rows_without_pair: Readable rows that hold no preference, such as ties and skipped questions.
+        rows_without_pair: Readable rows that hold no preference, such as ties and skipped questions, or no answer.
         bad_rows: Rows that could not be read and were skipped.
         reasons: Place and reason of the first few bad rows.
     """

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_dpo.data.convert import convert_rows, format_of
+from lora_dpo.data.convert import convert_rows, format_of, pair_format
 from lora_dpo.data.files import data_files, read_rows
 from lora_dpo.data.formats.base import Format
 from lora_dpo.data.hub import hub_rows
 from lora_dpo.data.pair import Pair
 from lora_dpo.data.progress import counted
 from lora_dpo.data.question import Question
-from lora_dpo.data.report import ReadReport
+from lora_dpo.data.report import OnBadRow, ReadReport
 from lora_dpo.data.row import Row
 from lora_dpo.errors import UserError, did_you_mean, nearest
 from lora_dpo.recipe.schema import DataSection, Source
@@ -75,8 +75,8 @@ def _load_source(
     pairs: list[Pair] = []
     questions: list[Question] = []
     formats: dict[str, Format] = {}
-    for where, rows in _streams(source, data, report):
-        known, rows = format_of(counted(rows, f"Reading {where}"), data, report, where)
+    for where, rows in streams(source, data.on_bad_row, report, key="data.path"):
+        known, rows = format_of(counted(rows, f"Reading {where}"), pair_format(data), report, where)
         formats[known.name] = known
         for made, question in convert_rows(rows, known, data, report, number):
             pairs += made
@@ -84,16 +84,33 @@ def _load_source(
     return pairs, questions, list(formats.values())
 
 
-def _streams(source: Source, data: DataSection, report: ReadReport) -> Iterator[tuple[str, Iterable[Row]]]:
-    """Yields the files of a source, each with its rows."""
-    path = _local_path(source)
+class NotThereError(UserError):
+    """A source that is neither there nor can be a Hub id."""
+
+
+def streams(
+    source: Source, on_bad_row: OnBadRow, report: ReadReport, *, key: str
+) -> Iterator[tuple[str, Iterable[Row]]]:
+    """Yields the files of a source, each with its rows.
+
+    Args:
+        source: The source.
+        on_bad_row: Whether a row that cannot be read stops the reading.
+        report: Where rows and bad rows are counted.
+        key: The recipe's key that names the source, for errors.
+
+    Raises:
+        NotThereError: It is neither there, nor can it be a Hub id.
+        UserError: It cannot be read.
+    """
+    path = _local_path(source, key)
     if path is None:
-        yield source.path, _counted_in(report, hub_rows(source.path, source.subset, source.hub_split))
+        yield source.path, _counted_in(report, hub_rows(source.path, source.subset, source.hub_split, key=key))
     elif path.is_dir() and (source.subset or source.hub_split):
-        yield str(path), _counted_in(report, hub_rows(str(path), source.subset, source.hub_split))
+        yield str(path), _counted_in(report, hub_rows(str(path), source.subset, source.hub_split, key=key))
     else:
         for file in data_files(path):
-            yield str(file), read_rows(file, data.on_bad_row, report)
+            yield str(file), read_rows(file, on_bad_row, report)
 
 
 def _counted_in(report: ReadReport, rows: Iterable[Row]) -> Iterator[Row]:
@@ -102,14 +119,10 @@ def _counted_in(report: ReadReport, rows: Iterable[Row]) -> Iterator[Row]:
         yield row
 
 
-def _local_path(source: Source) -> Path | None:
-    """Returns the file or folder that a source names, or None for a Hub id.
-
-    Raises:
-        UserError: It is neither there, nor can it be a Hub id.
-    """
+def _local_path(source: Source, key: str) -> Path | None:
+    """Returns the file or folder that a source names, or None for a Hub id."""
     if source.path.startswith(_BUNDLED):
-        return _bundled(source.path)
+        return _bundled(source.path, key)
     path = Path(source.path).expanduser()
     if path.exists():
         return path
@@ -120,19 +133,19 @@ def _local_path(source: Source) -> Path | None:
         or source.path.count("/") != 1
         or source.path.endswith("/")
     ):
-        raise _missing(path)
+        raise _missing(path, key)
     return None
 
 
-def _bundled(name: str) -> Path:
+def _bundled(name: str, key: str) -> Path:
     path = _BUNDLED_FOLDER / f"{name.removeprefix(_BUNDLED)}.csv"
     if path.parent == _BUNDLED_FOLDER and path.is_file():
         return path
     known = [f"{_BUNDLED}{file.stem}" for file in sorted(_BUNDLED_FOLDER.glob("*.csv"))]
-    raise UserError(f"'{name}' is no data that comes with lora-dpo", fix=did_you_mean(name, known), where="data.path")
+    raise UserError(f"'{name}' is no data that comes with lora-dpo", fix=did_you_mean(name, known), where=key)
 
 
-def _missing(path: Path) -> UserError:
+def _missing(path: Path, key: str) -> NotThereError:
     folder = path.parent
     if not folder.is_dir():
         what, fix = f"there is no folder '{folder}', so no '{path.name}' in it", ""
@@ -141,7 +154,7 @@ def _missing(path: Path) -> UserError:
         near = nearest(path.name, sorted(entry.name for entry in folder.iterdir()))
         fix = f"Did you mean '{folder / near}'? " if near else ""
     fix += f"Relative paths start in the working directory, {Path.cwd()}; Hub ids look like owner/name."
-    return UserError(what, fix=fix, where="data.path")
+    return NotThereError(what, fix=fix, where=key)
 
 
 def _no_pairs(source: Source, data: DataSection, report: ReadReport, formats: Iterable[Format]) -> UserError:

@@ -7,11 +7,13 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast, get_args
+from typing import Generic, TypeVar, cast, get_args
 
-from lora_dpo.data.pair import Pair
+from lora_dpo.data.pair import Asked
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.schema import Source, Split, SplitName
+
+T = TypeVar("T", bound=Asked)
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 """The splits' names, in the order in which they are shown: train, validation, test."""
@@ -23,22 +25,27 @@ _PRECEDENCE: tuple[SplitName, ...] = ("test", "validation", "train")
 
 
 @dataclass(frozen=True, slots=True)
-class Splits:
-    """The pairs of each split, and what was left out to make them.
+class Splits(Generic[T]):
+    """The pairs (or examples) of each split, and what was left out to make them.
 
     Args:
         pairs: Pairs by the split's name; every name is there. Within a split the order of the sources is kept.
         dropped: Pairs left out, by reason: `limit` (data.limit), `overlap` (their question is held out).
     """
 
-    pairs: dict[SplitName, list[Pair]]
+    pairs: dict[SplitName, list[T]]
     dropped: Counter[str] = field(default_factory=Counter)
 
 
 def split_by_group(
-    pairs_by_source: Sequence[Sequence[Pair]], sources: Sequence[Source], split: Split, limit: int | None = None
-) -> Splits:
-    """Divides pairs so that every group is on exactly one side.
+    pairs_by_source: Sequence[Sequence[T]],
+    sources: Sequence[Source],
+    split: Split,
+    limit: int | None = None,
+    *,
+    held_out: Mapping[str, SplitName] | None = None,
+) -> Splits[T]:
+    """Divides pairs, or examples, so that every group is on exactly one side.
 
     Groups are ordered by a hash of seed and group id: the first part is test, the next validation, the rest train. So
     the result depends neither on the order of rows nor on the number of processes. With folds the order is cut into
@@ -52,15 +59,18 @@ def split_by_group(
         sources: The sources, with their `use` and `weight`.
         split: Fractions of groups or the fold, and the seed.
         limit: About how many pairs to keep in all, by whole groups; None keeps all.
+        held_out: Groups that something else holds out already, and on which side.
 
     Raises:
         UserError: The train split, a split that is asked for, or a fold would be empty.
     """
     uses = [source.use for source in sources]
     limited = _limited(pairs_by_source, uses, split.seed, limit)
-    wanted = _wanted_sides(limited, uses, split)
-    final = _final_sides(wanted)
-    result: dict[SplitName, list[Pair]] = {name: [] for name in SPLITS}
+    known = {pair.group for pairs in limited for pair in pairs}
+    held = {group: side for group, side in (held_out or {}).items() if group in known}
+    wanted = _wanted_sides(limited, uses, split, held)
+    final = _final_sides([*wanted, held])
+    result: dict[SplitName, list[T]] = {name: [] for name in SPLITS}
     kept = 0
     for source, pairs, side_of in zip(sources, limited, wanted, strict=True):
         own = [pair for pair in pairs if side_of[pair.group] == final[pair.group]]
@@ -74,7 +84,7 @@ def split_by_group(
     return Splits(result, +dropped)
 
 
-def overlap(splits: Mapping[SplitName, Iterable[Pair]]) -> int:
+def overlap(splits: Mapping[SplitName, Iterable[Asked]]) -> int:
     """Returns how many groups are in more than one split; 0 unless something went wrong."""
     sides: Counter[str] = Counter()
     for pairs in splits.values():
@@ -83,8 +93,8 @@ def overlap(splits: Mapping[SplitName, Iterable[Pair]]) -> int:
 
 
 def _limited(
-    pairs_by_source: Sequence[Sequence[Pair]], uses: Sequence[str], seed: int, limit: int | None
-) -> list[list[Pair]]:
+    pairs_by_source: Sequence[Sequence[T]], uses: Sequence[str], seed: int, limit: int | None
+) -> list[list[T]]:
     """Keeps about `limit` pairs, of every kind of use its share, so that no split runs dry."""
     total = _count(pairs_by_source)
     if limit is None or limit >= total:
@@ -103,14 +113,17 @@ def _limited(
 
 
 def _wanted_sides(
-    pairs_by_source: Sequence[Sequence[Pair]], uses: Sequence[str], split: Split
+    pairs_by_source: Sequence[Sequence[Asked]],
+    uses: Sequence[str],
+    split: Split,
+    held: Mapping[str, SplitName],
 ) -> list[dict[str, SplitName]]:
     """Returns, for each source, the side on which it puts each of its groups."""
     groups = [{pair.group for pair in pairs} for pairs in pairs_by_source]
     divided = _divide(set().union(*(own for own, use in zip(groups, uses, strict=True) if use == "auto")), split)
+    final = _final_sides([divided, held])
     return [
-        {group: divided[group] if use == "auto" else use for group in own}
-        for own, use in zip(groups, uses, strict=True)
+        {group: final[group] if use == "auto" else use for group in own} for own, use in zip(groups, uses, strict=True)
     ]
 
 
@@ -160,7 +173,7 @@ def _final_sides(wanted: Iterable[Mapping[str, SplitName]]) -> dict[str, SplitNa
     return {group: next(name for name in _PRECEDENCE if name in found) for group, found in sides.items()}
 
 
-def _weighted(pairs: list[Pair], weight: float, seed: int) -> list[Pair]:
+def _weighted(pairs: list[T], weight: float, seed: int) -> list[T]:
     """Repeats training pairs by the whole part of the weight, and adds the rest as a seeded part of their groups."""
     whole, part = int(weight), weight - int(weight)
     groups = {pair.group for pair in pairs}
@@ -174,12 +187,12 @@ def _in_hash_order(groups: Iterable[str], seed: object) -> list[str]:
     return sorted(groups, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
 
 
-def _count(pairs_by_source: Iterable[Sequence[Pair]]) -> int:
+def _count(pairs_by_source: Iterable[Sequence[Asked]]) -> int:
     return sum(map(len, pairs_by_source))
 
 
 def _refuse_empty(
-    result: Mapping[SplitName, Sequence[Pair]], uses: Sequence[str], split: Split, *, groups: int, limit: int | None
+    result: Mapping[SplitName, Sequence[Asked]], uses: Sequence[str], split: Split, *, groups: int, limit: int | None
 ) -> None:
     needed: set[str] = {"train", *uses} - {"auto"}
     if "auto" in uses:

@@ -13,7 +13,7 @@ _LARGEST_DEFAULT_MICRO_BATCH = 8
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """How an optimizer step of `global_batch` pairs is cut.
+    """How an optimizer step of `global_batch` pairs, or examples of the SFT stage, is cut.
 
     Attributes:
         global_batch: Pairs a step, over all processes.
@@ -38,7 +38,7 @@ def token_budget(recipe: Recipe) -> int | None:
         train.micro_batch_size is not None
         or train.trees == "off"
         or recipe.adapter.dropout > 0
-        or set(recipe.dpo.loss) & LOSSES_WITHOUT_A_MEAN_OVER_PAIRS
+        or (recipe.run.stage == "dpo" and set(recipe.dpo.loss) & LOSSES_WITHOUT_A_MEAN_OVER_PAIRS)
     )
     return train.tokens_per_micro_batch or (None if by_pairs else _DEFAULT_TOKENS)
 

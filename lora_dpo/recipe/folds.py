@@ -13,6 +13,8 @@ def fold_overrides(recipe: Recipe) -> list[tuple[str, ...]]:
     Each is a run of its own, with a fresh adapter, below the recipe's run folder.
     """
     count, run = recipe.evaluation.folds or 0, RunFolder.of(recipe)
+    # Without it a fold would look for an SFT run beside itself.
+    begins = () if recipe.adapter.init_from is None else (f"adapter.init_from={recipe.adapter.init_from}",)
     return [
         (
             "evaluation.folds=null",
@@ -20,6 +22,7 @@ def fold_overrides(recipe: Recipe) -> list[tuple[str, ...]]:
             f"data.split.fold={number}",
             f"run.folder={run.path}",
             f"run.name={_name(number)}",
+            *begins,
         )
         for number in range(1, count + 1)
     ]

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from lora_dpo.recipe.batch import token_budget
-from lora_dpo.recipe.schema import Recipe
+from lora_dpo.recipe.schema import Recipe, Stage
 
 MAY_CHANGE = (
-    "evaluation", "slurm", "hub", "sft",
+    "evaluation", "slurm", "hub",
     "train.strategy", "train.trees", "train.micro_batch_size", "train.gradient_checkpointing",
     "train.evals_per_epoch", "train.eval_steps", "train.save_steps",
     "train.keep_checkpoints", "train.max_hours", "train.on_nan", "train.hang_timeout", "train.logging_steps",
     "train.report_to", "train.trl.deepspeed", "run.name", "run.folder", "run.resume",
 )  # fmt: skip
 """Sections and keys that leave the trained model the same, up to rounding."""
+_OF_OTHER_STAGES: dict[Stage, tuple[str, ...]] = {
+    "dpo": ("sft",),
+    # The data is known by its hash, on which the preferences have an effect: their test questions are held out.
+    "sft": ("dpo", "data.path", "data.columns", "data.pairs", "data.min_margin", "data.limit"),
+}
 
 
 def meaning(recipe: Recipe) -> dict[str, Any]:
@@ -24,7 +30,8 @@ def meaning(recipe: Recipe) -> dict[str, Any]:
     flat = _flatten(recipe.model_dump(mode="json"))
     # Large questions are cut by it, and so the order of the pairs follows from it.
     flat["train.tokens_per_micro_batch"] = token_budget(recipe)
-    kept = {key: value for key, value in flat.items() if not _may_change(key)}
+    free = (*MAY_CHANGE, *_OF_OTHER_STAGES[recipe.run.stage])
+    kept = {key: value for key, value in flat.items() if not _is_below(key, free)}
     # As many trainings as folds are another thing than one.
     return kept if recipe.evaluation.folds is None else {**kept, "evaluation.folds": recipe.evaluation.folds}
 
@@ -44,8 +51,8 @@ def changed_meaning(before: Recipe, now: Recipe) -> list[str]:
     ]
 
 
-def _may_change(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
+def _is_below(key: str, places: Sequence[str]) -> bool:
+    return any(key == place or key.startswith(f"{place}.") for place in places)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,6 +22,7 @@ CANNOT_DIVIDE_4_BIT = {
 }
 """Strategies that divide weights; why they are nothing for 4-bit ones."""
 SplitName = Literal["train", "validation", "test"]
+Stage = Literal["sft", "dpo"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
@@ -82,7 +83,14 @@ class AdapterSection(Section):
     rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead of alpha / r (rsLoRA).")
     dora: bool = Field(False, description="Train the weights' magnitudes apart from their directions (DoRA).")
     init_from: str | None = Field(
-        None, description="Continue this adapter (folder, run folder or Hub id); it is the reference as well."
+        None,
+        description="Begin with this adapter (folder, run folder or Hub id); it is the reference as well. null is a "
+        "fresh adapter or, where sft.path is given, that of the recipe's own SFT run.",
+    )
+    init_mode: Literal["continue", "merge"] = Field(
+        "continue",
+        description="What becomes of init_from: it is trained further (continue), or put into the weights in memory "
+        "while a fresh adapter is trained, and both are saved as one (merge).",
     )
 
     @field_validator("targets", mode="before", json_schema_input_type=str | list[str])
@@ -98,6 +106,17 @@ class AdapterSection(Section):
             raise ValueError("targets is empty; name at least one layer, or use all-linear")
         return self
 
+    @model_validator(mode="after")
+    def _only_plain_lora_is_merged(self) -> AdapterSection:
+        if self.init_mode == "merge" and self.method != "lora":
+            why = "4-bit weights cannot take an adapter without loss" if self.method == "qlora" else "it has no adapter"
+            raise ValueError(f"init_mode merge does not go with method '{self.method}': {why}; use init_mode continue")
+        if self.init_mode == "merge" and self.dora:
+            raise ValueError(
+                "init_mode merge saves the sum of two updates, which dora's is not; use init_mode continue"
+            )
+        return self
+
 
 class Source(Section):
     """One of several files or data sets."""
@@ -111,6 +130,11 @@ class Source(Section):
     use: Literal["auto"] | SplitName = Field(
         "auto", description="auto: divided by data.split; otherwise all of it goes to this split."
     )
+
+
+def _as_sources(path: str | list[str | Source]) -> list[Source]:
+    entries = [path] if isinstance(path, str) else path
+    return [Source(path=entry) if isinstance(entry, str) else entry for entry in entries]
 
 
 class Columns(Section):
@@ -199,8 +223,7 @@ class DataSection(Section):
 
     def sources(self) -> list[Source]:
         """Returns the sources as a list, whichever way they were written."""
-        entries = [self.path] if isinstance(self.path, str) else self.path
-        return [Source(path=entry) if isinstance(entry, str) else entry for entry in entries]
+        return _as_sources(self.path)
 
 
 class DPOSection(Section):
@@ -227,6 +250,18 @@ class DPOSection(Section):
     reference: Literal["cached", "live"] = Field(
         "cached", description="Reference log-probs: computed once before training and kept on disk, or at every step."
     )
+    reference_model: Literal["init", "base"] = Field(
+        "init",
+        description="Which model is the reference: what the training begins with (init), adapter.init_from included, "
+        "or the base model below it (base).",
+    )
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _names_no_model(cls, value: Any) -> Any:
+        if value in ("init", "base"):
+            raise ValueError(f"says how the log-probs are held; which model is the reference: reference_model={value}")
+        return value
 
     @model_validator(mode="after")
     def _losses_fit_together(self) -> DPOSection:
@@ -242,13 +277,43 @@ class DPOSection(Section):
         return self
 
 
-class SFTSection(Section):
-    """Supervised fine-tuning before DPO; read by a later version's `lora-dpo sft`, checked from now on."""
+class AnswerColumns(Section):
+    """Which column is what in the SFT stage's files."""
 
-    path: str | None = Field(None, description="Instruction/response file or Hub id; null has no SFT stage.")
+    prompt: str = Field(description="Column with the prompt: text or a list of messages.")
+    answer: str = Field(description="Column with the answer to be learnt.")
+    system: str | None = Field(None, description="Column with a system turn.")
+    group: str | None = Field(None, description="Column that names the question; null groups by prompt.")
+
+
+class SFTSection(Section):
+    """Supervised fine-tuning before DPO, by `lora-dpo sft`. What has no key here is taken from the other sections."""
+
+    path: str | list[str | Source] | None = Field(
+        None,
+        description="Instruction/response file, folder, Hub id or preference set (its chosen answers), or a list of "
+        "them; null has no SFT stage.",
+    )
+    columns: AnswerColumns | None = Field(None, description="Explicit mapping of columns; null recognises the format.")
+    limit: PositiveInt | None = Field(None, description="Use about this many examples, by question; null is all.")
     epochs: PositiveFloat = Field(1, description="Passes over the data.")
+    max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps; null is by epochs.")
     learning_rate: PositiveFloat = Field(2e-4, description="Peak learning rate.")
     max_length: PositiveInt = Field(1024, description="Longest example, in tokens.")
+    trl: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of TRL's SFTConfig that no other key covers."
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _names_a_source(cls, value: Any) -> Any:
+        if value is not None and not value:
+            raise ValueError("names no data; give a file, a folder or a Hub id, or null for no SFT stage")
+        return value
+
+    def sources(self) -> list[Source]:
+        """Returns the sources as a list, whichever way they were written; none where there is no SFT stage."""
+        return _as_sources([] if self.path is None else self.path)
 
 
 class TrainSection(Section):
@@ -359,6 +424,7 @@ class RunSection(Section):
         "(never), or goes on from the checkpoint at this path, or the newest one of the run at this path.",
     )
     seed: int = Field(0, ge=0, description="Seed of everything but the split: initialisation, order, dropout.")
+    stage: Stage = Field("dpo", description="What the run trains; the commands set it, nobody else needs to.")
 
 
 class SlurmSection(Section):
@@ -409,6 +475,11 @@ class Recipe(Section):
             raise ValueError(
                 f"train.trees on does not go with adapter.dropout {self.adapter.dropout}, which draws a mask for every "
                 "repeated token; use train.trees auto, or adapter.dropout 0"
+            )
+        if self.adapter.init_mode == "merge" and self.dpo.reference_model == "base":
+            raise ValueError(
+                "dpo.reference_model base does not go with adapter.init_mode merge, which leaves no base in memory; "
+                "use adapter.init_mode continue"
             )
         if self.dpo.reference == "cached" and self.train.trl.get("sync_ref_model"):
             raise ValueError("train.trl.sync_ref_model moves the reference, so it needs dpo.reference live")

@@ -64,7 +64,7 @@ def test_truncation_without_room_for_two_prompt_tokens_drops(sized) -> None:
 
 
 def test_error_names_the_pair(sized) -> None:
-    with pytest.raises(UserError, match=r"A pair has 11 tokens, more than dpo\.max_length 10") as caught:
+    with pytest.raises(UserError, match=r"The pair has 11 tokens, more than dpo\.max_length 10") as caught:
         fit_length([sized(4, 2, 2), sized(7, 4, 1)], 10, "error", None)
     assert caught.value.where == "data.csv, line 7"
 

@@ -1,1 +1,1 @@
-"""How rows of the known preference formats become pairs; `registry` lists them."""
+"""How rows of the known formats become pairs (`registry` lists them) and examples (`instruction`)."""

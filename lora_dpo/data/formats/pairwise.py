@@ -93,11 +93,16 @@ def _convert_sharegpt(row: Values, options: Options) -> list[Candidate]:
 def _convert_alpaca(row: Values, options: Options) -> list[Candidate]:
     question, context = text_of(row, "instruction"), optional_text(row, "input")
     last = user(f"{question}\n{context}" if context else question)
-    prompt = with_system(_history(row) + last, optional_text(row, "system"))
+    prompt = with_system(history(row) + last, optional_text(row, "system"))
     return [Candidate(prompt, answer_of(row, "chosen"), answer_of(row, "rejected"))]
 
 
-def _history(row: Values) -> tuple[Message, ...]:
+def history(row: Values) -> tuple[Message, ...]:
+    """Reads the earlier rounds of a conversation, as LLaMA-Factory keeps them.
+
+    Raises:
+        BadRowError: They are no list of questions with answers.
+    """
     rounds = row.get("history") or []
     turns: list[Message] = []
     for past in rounds if isinstance(rounds, list) else [rounds]:

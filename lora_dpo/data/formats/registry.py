@@ -40,7 +40,7 @@ def recognise(rows: Sequence[Values], where: str) -> Format:
     Raises:
         UserError: No format has these columns.
     """
-    columns = _columns(rows)
+    columns = columns_of(rows)
     for known in FORMATS:
         if known.recognises(set(columns), rows):
             return known
@@ -64,7 +64,7 @@ def mapped(mapping: Columns, rows: Sequence[Values], where: str) -> Format:
     Raises:
         UserError: A column that the mapping names is not there.
     """
-    columns = _columns(rows)
+    columns = columns_of(rows)
     names = mapping.model_dump(exclude_none=True)
     for key, column in names.items():
         if column not in columns:
@@ -85,7 +85,8 @@ def mapped(mapping: Columns, rows: Sequence[Values], where: str) -> Format:
     return dataclasses.replace(PLAIN, name="data.columns", convert=convert)
 
 
-def _columns(rows: Sequence[Values]) -> list[str]:
+def columns_of(rows: Sequence[Values]) -> list[str]:
+    """Returns the columns that any of the rows has, in their order."""
     return list(dict.fromkeys(column for row in rows for column in row))
 
 
