@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_dpo.data.chat import TokenisedPair, TurnEncoder
+from lora_dpo.data.example import Example
 from lora_dpo.data.pair import Pair, group_of, user
 from lora_dpo.model.adapter import continue_adapter, lora_config
 from lora_dpo.model.base import load_model, load_tokenizer
@@ -14,6 +15,7 @@ from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.arguments import training_arguments
 from lora_dpo.training.batching import plan_steps
 from lora_dpo.training.reference import fill_reference
+from lora_dpo.training.supervised import SupervisedTrainer
 from lora_dpo.training.trainer import PreferenceTrainer
 
 _FACTS = (
@@ -51,10 +53,33 @@ def small_recipe(model: Path | str, folder: Path, **sections: dict[str, Any]) ->
         },
         "evaluation": {"samples": 2, "max_new_tokens": 4},
         "run": {"name": "small", "folder": str(folder)},
+        "sft": {"max_steps": 2, "learning_rate": 1e-3, "max_length": 256},
     }
     for section, keys in sections.items():
         values[section] = {**values.get(section, {}), **keys}
     return Recipe.model_validate(values)
+
+
+def answers(count: int = 4) -> list[Example]:
+    """Returns the better answers of `preferences`."""
+    return [Example(pair.prompt, pair.chosen, pair.group, pair.origin) for pair in preferences(count)]
+
+
+def small_supervised(
+    recipe: Recipe, *, count: int = 4, validation: int = 0, world_size: int = 1, callbacks: tuple = ()
+) -> SupervisedTrainer:
+    """Returns the trainer of a recipe's SFT stage on `answers`, as the pipeline makes it."""
+    tokenizer = load_tokenizer(recipe.model)
+    encoder = TurnEncoder(tokenizer, recipe.model.template)
+    examples, held_out = (list(encoder.encode_examples(answers(size))) for size in (count, validation))
+    plan = plan_steps(recipe, examples, world_size)
+    output = Path(recipe.run.folder) / recipe.run.name / "checkpoints"
+    arguments = training_arguments(recipe, plan, len(examples), len(held_out), output)
+    model = load_model(recipe.model, four_bit=recipe.adapter.method == "qlora")
+    config = lora_config(recipe.adapter, model) if recipe.adapter.method != "full" else None
+    return SupervisedTrainer(
+        recipe, plan, model, arguments, examples, held_out, tokenizer, config, callbacks=list(callbacks)
+    )
 
 
 def tokenised(recipe: Recipe, count: int = 4, per_question: int = 1) -> list[TokenisedPair]:

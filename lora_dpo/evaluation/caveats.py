@@ -19,7 +19,8 @@ def caveats_of_data(recipe: Recipe, data: Mapping[str, Any]) -> Iterator[str]:
         recipe: The recipe.
         data: Counts of the splits, as `lora-dpo data --json` prints them.
     """
-    names = [source.path for source in recipe.data.sources() if source.use == "auto"]
+    section = recipe.sft if recipe.run.stage == "sft" else recipe.data
+    names = [source.path for source in section.sources() if source.use == "auto"]
     trained, held_out = (data["splits"][split]["groups"] for split in ("train", "test"))
     if names and held_out:
         yield (
@@ -31,15 +32,21 @@ def caveats_of_data(recipe: Recipe, data: Mapping[str, Any]) -> Iterator[str]:
             f"{near} {'questions are' if near > 1 else 'question is'} nearly the same text as one of another split; "
             "`lora-dpo data RECIPE` shows them."
         )
+    if recipe.run.stage == "dpo" and recipe.dpo.reference_model == "base" and recipe.adapter.init_from is not None:
+        yield (
+            f"'Before' is the reference, the base model. What {recipe.adapter.init_from}, which the training began "
+            "with, had changed is part of the difference."
+        )
 
 
 def caveats_of_result(found: Mapping[str, Any]) -> Iterator[str]:
     """Yields what the numbers themselves warn of.
 
     Args:
-        found: `multiple_choice`, `preference`, `generation` and `cost`, as report.json has them.
+        found: `multiple_choice`, `preference`, `sft`, `generation` and `cost`, as report.json has them.
     """
     first = (found["multiple_choice"] or {}).get("mc1") or (found["preference"] or {}).get("accuracy")
+    first = first or (found.get("sft") or {}).get("loss")
     if first is not None and first["n"] < _FEW_QUESTIONS:
         yield f"{first['n']} held-out questions are few: mind the intervals, not the differences."
     if cost := found["cost"]:

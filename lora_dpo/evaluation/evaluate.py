@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
-from lora_dpo.data.chat import TokenisedPair, TurnEncoder
+from lora_dpo.data.chat import TokenisedExample, TokenisedPair, TurnEncoder
 from lora_dpo.data.question import Question
 from lora_dpo.errors import UserError
-from lora_dpo.evaluation import generation, multiple_choice, preference
+from lora_dpo.evaluation import generation, multiple_choice, preference, supervised
 from lora_dpo.evaluation.cost import divergence
 from lora_dpo.evaluation.gathering import gather
 from lora_dpo.evaluation.generation import Generation, Sample, Written
@@ -20,6 +20,7 @@ from lora_dpo.evaluation.perplexity import PLAIN_TEXT, perplexity, read_text
 from lora_dpo.evaluation.policies import Policies
 from lora_dpo.evaluation.preference import Preference, score_pairs
 from lora_dpo.evaluation.prompts import PromptStyle
+from lora_dpo.evaluation.supervised import Supervised, score_examples
 from lora_dpo.evaluation.work import Work
 from lora_dpo.recipe.schema import Recipe
 
@@ -45,12 +46,14 @@ class Subject:
         encoder: Its template and tokenizer.
         pairs: Held-out pairs.
         questions: Held-out questions with all their answers; there are none in most preference data.
+        examples: Held-out examples, in place of pairs, of an SFT stage.
     """
 
     policies: Policies
     encoder: TurnEncoder
     pairs: list[TokenisedPair]
     questions: list[Question]
+    examples: list[TokenisedExample] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Measured:
         generation: Of the answers.
         cost: What the change has cost.
         samples: Answers side by side.
+        sft: On the held-out examples.
     """
 
     preference: Preference | None = None
@@ -72,6 +76,7 @@ class Measured:
     generation: Generation | None = None
     cost: Cost | None = None
     samples: list[Sample] = field(default_factory=list)
+    sft: Supervised | None = None
 
 
 def check_evaluation(recipe: Recipe, questions: Sequence[Question]) -> None:
@@ -110,15 +115,18 @@ def evaluate(work: Work, subject: Subject, recipe: Recipe, style: PromptStyle = 
     policies, encoder, batch_size = subject.policies, subject.encoder, recipe.evaluation.batch_size
     scores = score_pairs(work, policies, subject.pairs, batch_size=batch_size) if subject.pairs else None
     choices = compare_choices(work, policies, encoder, subject.questions, style, batch_size=batch_size)
-    written = generation.write(work, policies, encoder, subject.pairs, options, seed=seed)
+    examples = subject.examples
+    answers = score_examples(work, policies, examples, batch_size=batch_size) if examples else None
+    written = generation.write(work, policies, encoder, subject.pairs or examples, options, seed=seed)
     by_group = {question.group: question for question in subject.questions}
     return Measured(
         preference=preference.summarise(scores, beta=recipe.dpo.beta, seed=seed) if scores is not None else None,
         multiple_choice=multiple_choice.summarise(choices, encoder, style, seed=seed) if choices else None,
-        outcomes=gather(subject.pairs, scores, choices, written),
+        outcomes=gather(subject.pairs, scores, choices, written, examples, answers),
         generation=generation.summarise(work, written, by_group, options, seed=seed) if written.asked else None,
         cost=_cost(work, subject, recipe, written),
         samples=written.samples(),
+        sft=supervised.summarise(answers, seed=seed) if answers is not None else None,
     )
 
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lora_dpo.data.chat import TokenisedPair
+from lora_dpo.data.chat import TokenisedExample, TokenisedPair
 from lora_dpo.evaluation.generation import Written
 from lora_dpo.evaluation.multiple_choice import Choice
 from lora_dpo.evaluation.outcomes import Outcome
 from lora_dpo.evaluation.preference import PairScores, of_questions
 from lora_dpo.evaluation.style import style_of
+from lora_dpo.evaluation.supervised import ExampleScores, losses_of_questions
 
 
 def gather(
-    pairs: Sequence[TokenisedPair], scores: PairScores | None, choices: Sequence[Choice], written: Written
+    pairs: Sequence[TokenisedPair],
+    scores: PairScores | None,
+    choices: Sequence[Choice],
+    written: Written,
+    examples: Sequence[TokenisedExample] = (),
+    example_scores: ExampleScores | None = None,
 ) -> list[Outcome]:
     """Puts together what was found of each question.
 
@@ -22,6 +28,8 @@ def gather(
         scores: Their log-probabilities; None where there are no pairs.
         choices: The multiple-choice questions.
         written: The answers.
+        examples: The held-out examples, of an SFT stage.
+        example_scores: Their log-probabilities; None where there are no examples.
     """
     found: dict[str, Outcome] = {}
     for each in choices:
@@ -34,18 +42,35 @@ def gather(
             dict(each.after),
             {"best": question.best, "favourite before": each.favourites[0], "favourite after": each.favourites[1]},
         )
-    groups = list(dict.fromkeys(pair.pair.group for pair in pairs))
-    first = {pair.pair.group: pair.pair for pair in reversed(pairs)}
+    _add_preferences(found, pairs, scores)
+    _add_examples(found, examples, example_scores)
+    answered = [pair.group for pair in written.asked]
+    before, after = style_of(written.greedy["before"]), style_of(written.greedy["after"])
+    for metric in before:
+        _add(found, answered, metric, before[metric], after[metric])
+    return list(found.values())
+
+
+def _add_preferences(found: dict[str, Outcome], pairs: Sequence[TokenisedPair], scores: PairScores | None) -> None:
+    groups = list(dict.fromkeys(pair.group for pair in pairs))
+    first = {pair.group: pair.pair for pair in reversed(pairs)}
     for group in groups:
         outcome = found.setdefault(group, Outcome(group, first[group].prompt[-1]["content"]))
         outcome.texts.update(chosen=first[group].chosen, rejected=first[group].rejected)
     for metric, values in of_questions(scores).items() if scores is not None else ():
         _add(found, groups, metric, *values)
-    answered = [pair.pair.group for pair in written.asked]
-    before, after = style_of(written.greedy["before"]), style_of(written.greedy["after"])
-    for metric in before:
-        _add(found, answered, metric, before[metric], after[metric])
-    return list(found.values())
+
+
+def _add_examples(
+    found: dict[str, Outcome], examples: Sequence[TokenisedExample], scores: ExampleScores | None
+) -> None:
+    groups = list(dict.fromkeys(one.group for one in examples))
+    first = {one.group: one.example for one in reversed(examples)}
+    for group in groups:
+        outcome = found.setdefault(group, Outcome(group, first[group].prompt[-1]["content"]))
+        outcome.texts.update(answer=first[group].answer)
+    if scores is not None:
+        _add(found, groups, "loss", *losses_of_questions(scores))
 
 
 def _add(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from lora_dpo.data.chat import TokenisedPair, TurnEncoder
+from lora_dpo.data.chat import TokenisedExample, TokenisedPair, TurnEncoder
 from lora_dpo.data.question import Question
 from lora_dpo.evaluation.answers import Answers, compare_answers
 from lora_dpo.evaluation.cost import Wins, count_wins
@@ -20,7 +20,7 @@ from lora_dpo.recipe.schema import EvaluationSection
 
 
 class Sample(TypedDict):
-    """One held-out question with the model's greedy answers, and the answer that people chose."""
+    """One held-out question with the model's greedy answers, and the one that people chose or that is to be learnt."""
 
     prompt: str
     before: str
@@ -52,12 +52,12 @@ class Written:
     """The answers themselves.
 
     Attributes:
-        asked: A pair of each question.
+        asked: A pair, or an example, of each question.
         greedy: The most likely answers.
         sampled: Answers drawn at temperature 1.
     """
 
-    asked: list[TokenisedPair]
+    asked: list[TokenisedPair] | list[TokenisedExample]
     greedy: Answers
     sampled: Answers
 
@@ -70,10 +70,10 @@ class Written:
         """Returns the greedy answers side by side."""
         return [
             {
-                "prompt": pair.pair.prompt[-1]["content"],
+                "prompt": pair.prompt[-1]["content"],
                 "before": old["text"],
                 "after": new["text"],
-                "chosen": pair.pair.chosen,
+                "chosen": pair.answer,
             }
             for pair, old, new in zip(self.asked, self.greedy["before"], self.greedy["after"], strict=True)
         ]
@@ -83,7 +83,7 @@ def write(
     work: Work,
     policies: Policies,
     encoder: TurnEncoder,
-    pairs: Sequence[TokenisedPair],
+    pairs: Sequence[TokenisedPair] | Sequence[TokenisedExample],
     options: EvaluationSection,
     *,
     seed: int,
@@ -94,11 +94,11 @@ def write(
         work: How the forward passes are carried out.
         policies: The two policies.
         encoder: The model's template and tokenizer.
-        pairs: Held-out pairs; a question is asked once.
+        pairs: Held-out pairs, or examples; a question is asked once.
         options: How many questions, and how long answers may be.
         seed: Of the sampling.
     """
-    first_of_group = {pair.pair.group: pair for pair in reversed(pairs)}
+    first_of_group = {pair.group: pair for pair in reversed(pairs)}
     asked = list(reversed(first_of_group.values()))[: options.samples]
     greedy, sampled = (
         compare_answers(
@@ -147,8 +147,8 @@ def _judged(
     judge = load_judge(work, name, batch_size=options.batch_size)
     known = list(questions.values())
     agreement = judge.agreement([question.prompt for question in known], [_references(part) for part in known])
-    places = [place for place, pair in enumerate(written.asked) if pair.pair.group in questions]
-    asked = [questions[written.asked[place].pair.group] for place in places]
+    places = [place for place, pair in enumerate(written.asked) if pair.group in questions]
+    asked = [questions[written.asked[place].group] for place in places]
     scores = [
         judge.scores(
             [question.prompt for question in asked],

@@ -11,6 +11,12 @@ from typing import TypedDict
 from lora_dpo.files import write_text
 
 _EXAMPLES = 3
+_SHOWN = {
+    "mc2": ("best", "favourite before", "favourite after"),
+    "margin": ("chosen", "rejected"),
+    "loss": ("answer",),
+}
+"""The metric that examples are chosen by, the first that there is, and the texts that show it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +28,12 @@ class Outcome:
         prompt: The last turn of its prompt.
         category: What it is about, or the empty text.
         before: Values by the metric's name, as far as there are any: `mc0`, `mc1`, `mc2`; means over its pairs of
-            `accuracy`, `normalised_accuracy`, `margin`; of its greedy answer `tokens`, `words`, `repetition`,
-            `refusal`, `ended`.
+            `accuracy`, `normalised_accuracy`, `margin`; of its examples `loss`; of its greedy answer `tokens`,
+            `words`, `repetition`, `refusal`, `ended`.
         after: The same after training.
         texts: Answers by what they are: the preferred and the worse one of its first pair (`chosen`, `rejected`), and
-            the most probable one of all its listed answers (`favourite before`, `favourite after`).
+            the most probable one of all its listed answers (`favourite before`, `favourite after`); the
+            answer to be learnt of its first example (`answer`).
     """
 
     group: str
@@ -60,25 +67,26 @@ class Examples(TypedDict):
 
 
 def examples(outcomes: Sequence[Outcome]) -> Examples:
-    """Returns the questions that changed most: by MC2, or where the data has no such questions by the margin."""
-    metric = next((name for name in ("mc2", "margin") if any(name in each.after for each in outcomes)), None)
+    """Returns the questions that changed most: by MC2, or where the data has none by the margin, or by the loss."""
+    metric = next((name for name in _SHOWN if any(name in each.after for each in outcomes)), None)
     if metric is None:
         return {"improved": [], "worse": []}
-    ranked = sorted((each for each in outcomes if metric in each.after), key=lambda each: -each.gain(metric))
-    rose = [_example(each, metric) for each in ranked if each.gain(metric) > 0]
-    fell = [_example(each, metric) for each in reversed(ranked) if each.gain(metric) < 0]
+    better = -1.0 if metric == "loss" else 1.0
+    gains = {each.group: better * each.gain(metric) for each in outcomes if metric in each.after}
+    ranked = sorted((each for each in outcomes if metric in each.after), key=lambda each: -gains[each.group])
+    rose = [_example(each, metric) for each in ranked if gains[each.group] > 0]
+    fell = [_example(each, metric) for each in reversed(ranked) if gains[each.group] < 0]
     return {"improved": rose[:_EXAMPLES], "worse": fell[:_EXAMPLES]}
 
 
 def _example(outcome: Outcome, metric: str) -> Example:
-    shown = ("best", "favourite before", "favourite after") if metric == "mc2" else ("chosen", "rejected")
     return {
         "prompt": outcome.prompt,
         "category": outcome.category,
         "metric": metric,
         "before": outcome.before[metric],
         "after": outcome.after[metric],
-        "texts": {name: outcome.texts[name] for name in shown},
+        "texts": {name: outcome.texts[name] for name in _SHOWN[metric]},
     }
 
 

@@ -11,11 +11,12 @@ from lora_dpo.evaluation import tables
 _HOW_MEASURED = (
     "MC0: the best true answer is more probable than the best false one; MC1: than every false one; MC2: the true "
     "answers' part of the probability of all. Preference accuracy: of held-out pairs, the part in which the chosen "
-    "answer is more probable, in sum or as a mean over its tokens. Margin: mean log p(chosen) - log p(rejected). Every "
-    "question counts the same, however many pairs it has. Answers are greedy; repetition is the part of 4-grams of "
-    "words that stood in the answer before. Intervals and p: paired bootstrap over questions."
+    "answer is more probable, in sum or as a mean over its tokens. Margin: mean log p(chosen) - log p(rejected). Loss: "
+    "mean -log p of the held-out answers' tokens. Every question counts the same, however many pairs or answers it "
+    "has. Answers are greedy; repetition is the part of 4-grams of words that stood in the answer before. Intervals "
+    "and p: paired bootstrap over questions."
 )
-_METRIC_NAMES = {"mc2": "MC2", "margin": "margin"}
+_METRICS = {"mc2": ("MC2", "{:.2f}"), "margin": ("margin", "{:+.1f} nats"), "loss": ("loss", "{:.2f} nats a token")}
 _SAMPLES_SHOWN = 4
 _PICTURES = {
     "evaluation": "margins, accuracy by category and lengths of answers, before and after",
@@ -66,10 +67,10 @@ def _section(title: str, points: Iterator[str] | Sequence[str]) -> Iterator[str]
 
 
 def _example(example: Mapping[str, Any]) -> str:
-    form = "{:.2f}" if example["metric"] == "mc2" else "{:+.1f} nats"
+    name, form = _METRICS[example["metric"]]
     change = f"{form.format(example['before'])} -> {form.format(example['after'])}"
-    texts = "; ".join(f"{name}: *{one_line(text)}*" for name, text in example["texts"].items())
-    return f"**{one_line(example['prompt'])}** {_METRIC_NAMES[example['metric']]} {change}. {texts}"
+    texts = "; ".join(f"{which}: *{one_line(text)}*" for which, text in example["texts"].items())
+    return f"**{one_line(example['prompt'])}** {name} {change}. {texts}"
 
 
 def _samples(content: Mapping[str, Any]) -> Iterator[str]:

@@ -55,6 +55,7 @@ def _pooled(recipe: Recipe, reports: Sequence[dict[str, Any]], outcomes: Sequenc
         "preference": _part(first["preference"], together, _PREFERENCE, seed),
         "generation": _generation(first["generation"], together, seed),
         "cost": _cost([report["cost"] for report in reports]),
+        "sft": None,
     }
     if found["preference"] is not None:
         for count in ("n_pairs", "n_groups"):
@@ -63,6 +64,7 @@ def _pooled(recipe: Recipe, reports: Sequence[dict[str, Any]], outcomes: Sequenc
     return {
         "schema_version": SCHEMA_VERSION,
         "run": recipe.run.name,
+        "stage": recipe.run.stage,
         "model": recipe.model.name,
         "verdict": tables.verdict(found),
         "training": {key: sum(report["training"][key] for report in reports) for key in ("steps", "seconds")},

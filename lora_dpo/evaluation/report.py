@@ -20,6 +20,7 @@ from lora_dpo.evaluation.page import markdown
 from lora_dpo.files import write_json, write_text
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
+from lora_dpo.recipe.stages import UNITS
 
 if TYPE_CHECKING:  # these import torch, which a report that is only shown again does not need
     from lora_dpo.evaluation.evaluate import Measured
@@ -53,10 +54,12 @@ class Report:
             "preference": self.measured.preference,
             "generation": self.measured.generation,
             "cost": self.measured.cost,
+            "sft": self.measured.sft,
         }
         return {
             "schema_version": SCHEMA_VERSION,
             "run": self.recipe.run.name,
+            "stage": self.recipe.run.stage,
             "model": self.recipe.model.name,
             "verdict": tables.verdict(found),
             "training": self.training,
@@ -70,18 +73,19 @@ class Report:
     def summary(self) -> str:
         """Returns in a sentence what was trained, and how long."""
         recipe, minutes = self.recipe, self.training["seconds"] / 60
+        loss = "SFT" if recipe.run.stage == "sft" else f"{' + '.join(recipe.dpo.loss)} with beta {recipe.dpo.beta:g}"
         return (
-            f"{recipe.model.name}, {recipe.adapter.method}, {' + '.join(recipe.dpo.loss)} with beta "
-            f"{recipe.dpo.beta:g}, {self.training['steps']} steps of {recipe.train.global_batch_size} pairs in "
-            f"{minutes:.1f} minutes."
+            f"{recipe.model.name}, {recipe.adapter.method}, {loss}, {self.training['steps']} steps of "
+            f"{recipe.train.global_batch_size} {UNITS[recipe.run.stage]} in {minutes:.1f} minutes."
         )
 
 
 def write_report(report: Report, run: RunFolder, pictures: Sequence[Path]) -> None:
     """Writes report.md, then report.json, whose presence says that the run is complete."""
     content = report.as_json()
-    counts = ", ".join(f"{split} {n['pairs']} ({n['groups']} questions)" for split, n in report.data["splits"].items())
-    links = f"Pairs: {counts}. See [recipe.yaml](recipe.yaml) and [provenance.json](provenance.json)."
+    unit = UNITS[report.recipe.run.stage]
+    counts = ", ".join(f"{split} {n[unit]} ({n['groups']} questions)" for split, n in report.data["splits"].items())
+    links = f"{unit.capitalize()}: {counts}. See [recipe.yaml](recipe.yaml) and [provenance.json](provenance.json)."
     relative = [picture.relative_to(run.path) for picture in pictures]
     write_text(run.report_md, markdown(content, report.summary(), relative, links))
     write_json(run.report_json, content)

@@ -14,13 +14,14 @@ _METRICS = (
     ("preference", "accuracy", "preference accuracy", "share"),
     ("preference", "normalised_accuracy", "accuracy per token", "share"),
     ("preference", "margin", "margin, nats", "signed"),
+    ("sft", "loss", "loss, nats a token", "nats"),
     ("generation.greedy", "tokens", "answer's tokens", "number"),
     ("generation.greedy", "repetition", "repetition", "share"),
     ("generation.greedy", "refusal", "refusals", "share"),
     ("generation.greedy", "ended", "ended by itself", "share"),
 )
 """Where a comparison stands in report.json, in the table's order; its name there, and what kind of number it is."""
-_FORMATS = {"share": "{:.1%}", "signed": "{:+.2f}", "number": "{:.1f}", "score": "{:+.3f}"}
+_FORMATS = {"share": "{:.1%}", "signed": "{:+.2f}", "number": "{:.1f}", "score": "{:+.3f}", "nats": "{:.3f}"}
 _PUT = {"chat": "put as a chat", "harness": "put as the benchmark does"}
 
 
@@ -39,8 +40,10 @@ def verdict(report: Mapping[str, Any]) -> str:
     """Returns in a sentence whether the model became better, by the first metric that the data has.
 
     Args:
-        report: `multiple_choice` and `preference`, as report.json has them.
+        report: `multiple_choice`, `preference` and `sft`, as report.json has them.
     """
+    if report.get("sft") is not None:
+        return _verdict_of_sft(report["sft"]["loss"])
     for part, metric, name in (("multiple_choice", "mc1", "MC1"), ("preference", "accuracy", "preference accuracy")):
         if report[part] is not None:
             found = report[part][metric]
@@ -53,6 +56,17 @@ def verdict(report: Mapping[str, Any]) -> str:
                 return f"Better: {change}"
             return f"Worse: {change}" if high < 0 else f"No difference that can be told from chance: {change}"
     return "Nothing was held out, so there is nothing to say of it."
+
+
+def _verdict_of_sft(loss: Mapping[str, Any]) -> str:
+    low, high = loss["ci95"]
+    change = (
+        f"held-out loss {loss['before']:.3f} -> {loss['after']:.3f} nats a token on {loss['n']} held-out questions "
+        f"({loss['difference']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})."
+    )
+    if high < 0:
+        return f"Better: {change}"
+    return f"Worse: {change}" if low > 0 else f"No difference that can be told from chance: {change}"
 
 
 def rows(report: Mapping[str, Any]) -> list[Row]:
@@ -83,7 +97,7 @@ def _change(value: float, kind: str) -> str:
     """Returns a difference with its sign, of shares in percentage points."""
     if kind == "share":
         return f"{100 * value:+.1f}"
-    return _FORMATS["signed" if kind == "number" else kind].format(value)
+    return _FORMATS[{"number": "signed", "nats": "score"}.get(kind, kind)].format(value)
 
 
 def fold_rows(report: Mapping[str, Any]) -> list[list[str]]:
@@ -106,6 +120,8 @@ def remarks(report: Mapping[str, Any]) -> Iterator[str]:
             f"{agreement['n']:,} labelled {agreement['of']} (always saying the same: {agreement['majority']:.1%}); by "
             f"it {wins['win']} answers became better, {wins['loss']} worse, {wins['tie']} neither."
         )
+    if sft := report.get("sft"):
+        yield f"Perplexity of held-out answers: {sft['perplexity_before']:.2f} -> {sft['perplexity_after']:.2f}."
     if cost := report["cost"]:
         before, after = cost["perplexity_before"], cost["perplexity_after"]
         change = f"{100 * (after / before - 1):+.1f} %"
@@ -121,6 +137,8 @@ def counts(report: Mapping[str, Any]) -> str:
         parts.append(f"{choice['mc1']['n']} questions, {_PUT[choice['prompt_style']]}")
     if report["preference"]:
         parts.append(f"{report['preference']['n_pairs']} pairs of {report['preference']['n_groups']} questions")
+    if sft := report.get("sft"):
+        parts.append(f"{sft['n_examples']} examples of {sft['n_groups']} questions")
     if report["generation"]:
         parts.append(f"{report['generation']['n']} answers")
     return "held out: " + "; ".join(parts)

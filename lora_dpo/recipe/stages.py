@@ -6,6 +6,8 @@ from lora_dpo.errors import UserError
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe, Stage
 
+UNITS: dict[Stage, str] = {"sft": "examples", "dpo": "pairs"}
+"""What each stage learns from."""
 _SUFFIX = "-sft"
 
 

@@ -1,10 +1,11 @@
-"""From a recipe to TRL's `DPOConfig`."""
+"""From a recipe to TRL's arguments: its `DPOConfig`, or its `SFTConfig` for the SFT stage."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,14 @@ from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
 )
-from trl import DPOConfig
+from trl import DPOConfig, SFTConfig
 
 from lora_dpo.errors import UserError, did_you_mean
 from lora_dpo.model.precision import choose_dtype
 from lora_dpo.recipe.batch import BatchPlan
-from lora_dpo.recipe.schema import DPOSection, Recipe, TrainSection
+from lora_dpo.recipe.schema import DPOSection, Recipe, Section, SFTSection, Stage, TrainSection
 
 _HAVE_A_KEY = {
-    "beta": "dpo.beta",
     "bf16": "model.dtype",
     "data_seed": "run.seed",
     "ddp_timeout": "train.hang_timeout",
@@ -29,21 +29,17 @@ _HAVE_A_KEY = {
     "eval_on_start": "train.evals_per_epoch",
     "eval_steps": "train.eval_steps",
     "eval_strategy": "train.evals_per_epoch",
-    "f_alpha_divergence_coef": "dpo.f_alpha",
-    "f_divergence_type": "dpo.f_divergence",
     "fp16": "model.dtype",
     "gradient_accumulation_steps": "train.global_batch_size",
     "hub_token": "the environment or .env",
     "learning_rate": "train.learning_rate",
     "logging_strategy": "train.logging_steps",
-    "loss_type": "dpo.loss",
     "lr_scheduler_type": "train.scheduler",
     "num_train_epochs": "train.epochs",
     "optim": "train.optimizer",
     "output_dir": "run.name",
     "per_device_eval_batch_size": "train.micro_batch_size",
     "per_device_train_batch_size": "train.tokens_per_micro_batch",
-    "precompute_ref_log_probs": "dpo.reference",
     "push_to_hub": "hub.repo",
     "resume_from_checkpoint": "run.name",
     "run_name": "run.name",
@@ -59,27 +55,75 @@ _HAVE_A_KEY = {
 """Arguments of TRL that the recipe sets from a key of another name."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """The arguments of a stage's trainer.
+
+    Attributes:
+        config: TRL's class of them.
+        key: Where the recipe takes further ones.
+        have_a_key: Arguments that the recipe sets from a key of another name.
+        sections: Sections whose keys are arguments of the same name.
+    """
+
+    config: type[DPOConfig] | type[SFTConfig]
+    key: str
+    have_a_key: dict[str, str]
+    sections: dict[str, type[Section]]
+
+
+_KINDS: dict[Stage, _Kind] = {
+    "dpo": _Kind(
+        DPOConfig,
+        "train.trl",
+        _HAVE_A_KEY
+        | {
+            "beta": "dpo.beta",
+            "f_alpha_divergence_coef": "dpo.f_alpha",
+            "f_divergence_type": "dpo.f_divergence",
+            "loss_type": "dpo.loss",
+            "precompute_ref_log_probs": "dpo.reference",
+        },
+        {"dpo": DPOSection, "train": TrainSection},
+    ),
+    "sft": _Kind(
+        SFTConfig,
+        "sft.trl",
+        _HAVE_A_KEY
+        | {
+            "learning_rate": "sft.learning_rate",
+            "num_train_epochs": "sft.epochs",
+            "packing": "train.trees",
+            "eval_packing": "train.trees",
+            "padding_free": "train.trees",
+        },
+        {"sft": SFTSection, "train": TrainSection},
+    ),
+}
+
+
 def check_extra_arguments(recipe: Recipe) -> None:
-    """Checks `train.trl` against the fields that `DPOConfig` really has.
+    """Checks the recipe's further arguments of TRL against the fields that there really are.
 
     Raises:
         UserError: A name is unknown, or belongs to another key of the recipe.
     """
-    known = {field.name for field in dataclasses.fields(DPOConfig) if field.init}
+    kind = _KINDS[recipe.run.stage]
+    known = {field.name for field in dataclasses.fields(kind.config) if field.init}
     for name in recipe.train.trl:
-        own_key = _HAVE_A_KEY.get(name) or _key_of_same_name(name)
+        own_key = kind.have_a_key.get(name) or _key_of_same_name(name, kind)
         if own_key:
-            raise UserError(f"train.trl.{name} is set by the recipe.", fix=f"Use {own_key} instead.")
+            raise UserError(f"{kind.key}.{name} is set by the recipe.", fix=f"Use {own_key} instead.")
         if name not in known:
             raise UserError(
-                f"train.trl.{name} is no argument of TRL's DPOConfig.",
-                fix=did_you_mean(name, sorted(known - _HAVE_A_KEY.keys())),
+                f"{kind.key}.{name} is no argument of TRL's {kind.config.__name__}.",
+                fix=did_you_mean(name, sorted(known - kind.have_a_key.keys())),
             )
 
 
-def _key_of_same_name(name: str) -> str | None:
-    sections = {"dpo": DPOSection.model_fields, "train": TrainSection.model_fields}
-    return next((f"{section}.{name}" for section, fields in sections.items() if name in fields and name != "trl"), None)
+def _key_of_same_name(name: str, kind: _Kind) -> str | None:
+    sections = ((section, model.model_fields) for section, model in kind.sections.items())
+    return next((f"{section}.{name}" for section, fields in sections if name in fields and name != "trl"), None)
 
 
 def steps_per_epoch(n_pairs: int, plan: BatchPlan) -> int:
@@ -87,18 +131,20 @@ def steps_per_epoch(n_pairs: int, plan: BatchPlan) -> int:
     return math.ceil(n_pairs / plan.global_batch)
 
 
-def training_arguments(recipe: Recipe, plan: BatchPlan, n_pairs: int, n_validation: int, output: Path) -> DPOConfig:
-    """Builds TRL's arguments; what the recipe's keys do not cover comes from `train.trl`.
+def training_arguments(
+    recipe: Recipe, plan: BatchPlan, n_pairs: int, n_validation: int, output: Path
+) -> DPOConfig | SFTConfig:
+    """Builds TRL's arguments; what the recipe's keys do not cover comes from `train.trl`, or from `sft.trl`.
 
     Args:
         recipe: The recipe.
         plan: How the global batch is cut.
-        n_pairs: Training pairs.
-        n_validation: Validation pairs; without any there are no evaluations.
+        n_pairs: Training pairs, or examples.
+        n_validation: Validation pairs, or examples; without any there are no evaluations.
         output: Folder that Trainer writes checkpoints into.
 
     Raises:
-        UserError: `train.trl` names an unknown argument, or TRL refuses a combination.
+        UserError: The recipe names an unknown argument, or TRL refuses a combination.
     """
     check_extra_arguments(recipe)
     _check_trackers(recipe.train.report_to)
@@ -119,16 +165,17 @@ def training_arguments(recipe: Recipe, plan: BatchPlan, n_pairs: int, n_validati
         "ddp_timeout": max(1800, 2 * int(recipe.train.hang_timeout.total_seconds())),
         "logging_nan_inf_filter": False,  # a NaN is to be seen in the log, not averaged away
         **_precision(recipe),
-        **_loss(recipe),
+        **(_WHOLE_EXAMPLES if recipe.run.stage == "sft" else _loss(recipe)),
         **_schedule(recipe, plan),
         **_evaluations(recipe, per_epoch, n_validation),
         **_checkpoints(recipe, per_epoch),
     }
+    kind = _KINDS[recipe.run.stage]
     try:
-        config = DPOConfig(**{**arguments, **recipe.train.trl})
+        config = kind.config(**{**arguments, **recipe.train.trl})
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"TRL refuses these arguments: {error}", fix="Correct train.trl or the key it names."
+            f"TRL refuses these arguments: {error}", fix=f"Correct {kind.key} or the key it names."
         ) from error
     # A single process that sees several GPUs would wrap the model in DataParallel, and multiply the batch by them.
     config._n_gpu = min(config.n_gpu, 1)
@@ -138,7 +185,7 @@ def training_arguments(recipe: Recipe, plan: BatchPlan, n_pairs: int, n_validati
     return config
 
 
-def _reenter_under_zero3(config: DPOConfig) -> None:
+def _reenter_under_zero3(config: DPOConfig | SFTConfig) -> None:
     """Has an adapter's checkpointed layers recomputed by re-entering them, which ZeRO-3 needs.
 
     TRL says so under a name that Trainer no longer reads, and the backward pass would find weights of another shape.
@@ -149,7 +196,7 @@ def _reenter_under_zero3(config: DPOConfig) -> None:
         config.gradient_checkpointing_kwargs = config.activation_checkpointing_kwargs = wanted
 
 
-def _join_deepspeed(config: DPOConfig) -> None:
+def _join_deepspeed(config: DPOConfig | SFTConfig) -> None:
     """Shows DeepSpeed the process group, of which it keeps a view of its own.
 
     Where `accelerate launch` did not start the training it would see one process, and ZeRO-3 cut the weights for one.
@@ -200,6 +247,13 @@ def _loss(recipe: Recipe) -> dict[str, Any]:
         "max_length": None,  # pairs fit already; TRL would cut the end of the answer
         "disable_dropout": True,  # also while TRL precomputes the reference; `set_adapter_dropout` sets the adapter's
     }
+
+
+_WHOLE_EXAMPLES = {
+    "max_length": None,  # examples fit already
+    "dataset_kwargs": {"skip_prepare_dataset": True},  # they are tokens, and have labels on the answers alone
+    "pad_to_multiple_of": None,
+}
 
 
 def _schedule(recipe: Recipe, plan: BatchPlan) -> dict[str, Any]:

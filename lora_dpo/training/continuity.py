@@ -7,14 +7,14 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from trl import DPOTrainer
 
+from lora_dpo.tree.planned import PlannedLoop
 from lora_dpo.tree.tally import Tally
 
 _PATTERN = "continuity_{}.pt"
 
 
-def save_continuity(trainer: DPOTrainer, folder: Path, **more: Any) -> None:
+def save_continuity(trainer: PlannedLoop, folder: Path, **more: Any) -> None:
     """Writes this process's part beside Trainer's files.
 
     Args:
@@ -34,7 +34,7 @@ def save_continuity(trainer: DPOTrainer, folder: Path, **more: Any) -> None:
     torch.save(part, folder / _PATTERN.format(trainer.args.process_index))
 
 
-def load_continuity(trainer: DPOTrainer, folder: Path, world_size: int) -> dict[str, Any]:
+def load_continuity(trainer: PlannedLoop, folder: Path, world_size: int) -> dict[str, Any]:
     """Gives the trainer back what it knew; call it when the loop has begun.
 
     Written by another number of processes, the sums of all of them go to the first one.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lora_dpo.console import err
-from lora_dpo.data.chat import TokenisedPair
+from lora_dpo.data.chat import TokenisedExample, TokenisedPair
 from lora_dpo.errors import UserError
 from lora_dpo.training.agreement import largest
 from lora_dpo.training.finite import FiniteCheck, GradientGate
@@ -25,7 +25,7 @@ _EMPTY_STEPS = 3
 
 
 class GuardedTrainer:
-    """What goes in front of a `PlannedTrainer`. `guard` must be called when it has been made."""
+    """What goes in front of a `PlannedLoop`. `guard` must be called when it has been made."""
 
     _hang: HangWatch
     _finite: FiniteCheck
@@ -33,11 +33,18 @@ class GuardedTrainer:
     _kept, _empty_steps = False, 0
     _flat_gradients = False
 
-    def guard(self, pairs: Sequence[TokenisedPair], *, hang_seconds: float, skip: bool, adapter: bool) -> None:
+    def guard(
+        self,
+        pairs: Sequence[TokenisedPair] | Sequence[TokenisedExample],
+        *,
+        hang_seconds: float,
+        skip: bool,
+        adapter: bool,
+    ) -> None:
         """Sets the guards up.
 
         Args:
-            pairs: The training pairs, in the data set's order.
+            pairs: The training pairs, or examples, in the data set's order.
             hang_seconds: The longest that a micro-batch may take.
             skip: Leave a micro-batch whose loss is no number out, instead of stopping.
             adapter: The trained weights are few, so that they may be summed over processes in one piece.
@@ -122,7 +129,7 @@ class GuardedTrainer:
         self._stop_all(
             f"The {what} became no number at step {step}.",
             why=f"It was made by {'; '.join(culprits)}." if culprits else "Every loss of the step was one.",
-            fix="Nothing of this step was saved. Look at the pairs, take a smaller train.learning_rate or another "
+            fix="Nothing of this step was saved. Look at the data, take a smaller train.learning_rate or another "
             "model.dtype" + ("; or leave such micro-batches out: train.on_nan=skip." if culprits else "."),
         )
 
@@ -145,7 +152,7 @@ class GuardedTrainer:
         plan = self.train_sampler.plan
         batch = plan.micro_batch(step, place, self.args.process_index)
         indices = [pair.index for pair in batch if pair.weight > 0]  # others only fill a place
-        names = [self._guarded_pairs[index].pair.origin for index in indices]
+        names = [self._guarded_pairs[index].origin for index in indices]
         more = f" and {len(names) - _PAIRS_SHOWN} more" if len(names) > _PAIRS_SHOWN else ""
         return "; ".join(names[:_PAIRS_SHOWN]) + more
 

@@ -17,6 +17,13 @@ from lora_dpo.console import err
 _SECONDS_BETWEEN_LINES = 10.0
 _NOT_METRICS = {"total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
 
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "rewards/margins": "margin {:+.3f}",
+    "rewards/accuracies": "accuracy {:.2f}",
+    "mean_token_accuracy": "tokens right {:.2f}",
+}
+
 
 class TrainingLog(TrainerCallback):
     """Writes every logged step to metrics.jsonl and shows how far the training is.
@@ -26,11 +33,13 @@ class TrainingLog(TrainerCallback):
     Args:
         metrics: The file to append to.
         global_batch: Pairs an optimizer step, for the pairs a second.
+        unit: What a step has so many of: pairs, or examples.
     """
 
-    def __init__(self, metrics: Path, global_batch: int) -> None:
+    def __init__(self, metrics: Path, global_batch: int, unit: str = "pairs") -> None:
         self._file = metrics
         self._global_batch = global_batch
+        self._unit = unit
         self._clock = _Clock()
         self._progress: Progress | None = None
         self._line_due = 0.0
@@ -110,7 +119,11 @@ class TrainingLog(TrainerCallback):
             if key not in _NOT_METRICS and key != "epoch"
         }
         if phase == "train":
-            entry |= self._clock.rates(state.global_step, logs.get("num_tokens", 0.0), self._global_batch)
+            tokens, steps = self._clock.rates(state.global_step, logs.get("num_tokens", 0.0))
+            entry |= {
+                "tokens_per_second": round(tokens, 1),
+                f"{self._unit}_per_second": round(steps * self._global_batch, 3),
+            }
         else:
             self._clock.pause_ended()
         return entry
@@ -134,9 +147,7 @@ def _finite(value: Any) -> Any:
 
 
 def _numbers(entry: dict[str, Any]) -> str:
-    numbers = (
-        f"loss {entry['loss']:.3f}  margin {entry['rewards/margins']:+.3f}  accuracy {entry['rewards/accuracies']:.2f}"
-    )
+    numbers = "  ".join(form.format(entry[name]) for name, form in _SHOWN.items() if name in entry)
     rate = entry.get("tokens_per_second")
     return numbers if rate is None else f"{numbers}  {rate:,.0f} tok/s"
 
@@ -158,14 +169,12 @@ class _Clock:
     def go_on_from(self, tokens: int) -> None:
         self._tokens = tokens
 
-    def rates(self, step: int, tokens: float, global_batch: int) -> dict[str, float]:
+    def rates(self, step: int, tokens: float) -> tuple[float, float]:
+        """Returns tokens and steps a second since the last call."""
         now = time.monotonic()
         seconds, steps, new_tokens = max(now - self._since, 1e-9), step - self._step, tokens - self._tokens
         self._since, self._step, self._tokens = now, step, tokens
-        return {
-            "tokens_per_second": round(new_tokens / seconds, 1),
-            "pairs_per_second": round(steps * global_batch / seconds, 3),
-        }
+        return new_tokens / seconds, steps / seconds
 
     def step_ended(self) -> None:
         self._step_end = time.monotonic()

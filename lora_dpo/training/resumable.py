@@ -57,7 +57,7 @@ class Session:
 
 
 class ResumableTrainer:
-    """What goes in front of a `PlannedTrainer`: checkpoints that count, leaving in order, and going on exactly.
+    """What goes in front of a `PlannedLoop`: checkpoints that count, leaving in order, and going on exactly.
 
     Attributes:
         session: This process's share in the run; None is a training without checkpoints.

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 if TYPE_CHECKING:
-    from trl import DPOTrainer
+    from transformers import Trainer
 
 _TRAINED = "default"
 
@@ -38,7 +38,7 @@ class Measure:
         return f"{list(self.shape)} with norm {self.norm:.6g}"
 
 
-def save_policy(trainer: DPOTrainer, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_policy(trainer: Trainer, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Writes the trained adapter, or the whole model, with the tokenizer, and compares the file with the live model.
 
     Every rank must call it: under ZeRO-3 and FSDP all of them take part, and rank 0 writes.

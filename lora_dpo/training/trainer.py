@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
 from lora_dpo.console import note, tracked
@@ -92,17 +92,11 @@ class PreferenceTrainer(GuardedTrainer, ResumableTrainer, PlannedTrainer, DPOTra
         )
 
     def _set_up_trees(self, plan: BatchPlan) -> None:
-        train = self._recipe.train
-        batching = Batching(train.group_by_prompt, train.weight == "group", plan.tokens, plan.global_batch)
         try:
-            reason = set_up(self, batching, trees=train.trees != "off")
+            reason = set_up(self, batching_of(self._recipe, plan), trees=self._recipe.train.trees != "off")
         except ValueError as error:
             raise UserError(f"train.weight is group, but {error}.", fix="Use train.weight=pair.") from error
-        if reason is not None and train.trees == "on":
-            raise _cannot(reason)
-        if reason is not None and train.trees == "auto":
-            more = "" if plan.tokens is None else " If memory runs out, set train.micro_batch_size."
-            note(f"Trees are off: {reason}.{more}")
+        say_why_not(reason, self._recipe, plan)
 
     def reference_values(self, wanted: Distinct) -> Ragged:
         """Returns the reference's log-probs, from the disk where they are known."""
@@ -135,7 +129,32 @@ class PreferenceTrainer(GuardedTrainer, ResumableTrainer, PlannedTrainer, DPOTra
         return loss
 
 
-def check_trees(recipe: Recipe, model: PreTrainedModel | PeftModel, args: DPOConfig) -> None:
+def batching_of(recipe: Recipe, plan: BatchPlan) -> Batching:
+    """Returns how a recipe's pairs, or examples, are put into micro-batches."""
+    train = recipe.train
+    return Batching(train.group_by_prompt, train.weight == "group", plan.tokens, plan.global_batch)
+
+
+def say_why_not(reason: str | None, recipe: Recipe, plan: BatchPlan) -> None:
+    """Says why a training goes on without trees, if it does.
+
+    Args:
+        reason: Why, or None.
+        recipe: The recipe.
+        plan: How steps are cut.
+
+    Raises:
+        UserError: The recipe insists on trees.
+    """
+    trees = recipe.train.trees
+    if reason is not None and trees == "on":
+        raise _cannot(reason)
+    if reason is not None and trees == "auto":
+        more = "" if plan.tokens is None else " If memory runs out, set train.micro_batch_size."
+        note(f"Trees are off: {reason}.{more}")
+
+
+def check_trees(recipe: Recipe, model: PreTrainedModel | PeftModel, args: TrainingArguments) -> None:
     """Stops before anything is written where the recipe asks for trees and the model cannot do them.
 
     Raises:

@@ -15,12 +15,13 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, str_to_bool
 from rich.table import Table
-from trl import DPOConfig
+from transformers import TrainingArguments
 
 from lora_dpo.errors import UserError
 from lora_dpo.model.precision import choose_dtype
 from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.schema import CANNOT_DIVIDE_4_BIT, Recipe
+from lora_dpo.recipe.stages import UNITS
 
 _WITHOUT_WEIGHTS_DIVIDED = {"ddp", "zero2"}
 _TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -47,7 +48,7 @@ class World:
 
 
 def check_world(
-    recipe: Recipe, plan: BatchPlan, arguments: DPOConfig, environment: Mapping[str, str] = os.environ
+    recipe: Recipe, plan: BatchPlan, arguments: TrainingArguments, environment: Mapping[str, str] = os.environ
 ) -> World:
     """Compares what launcher and recipe ask for with what is there. Every rank must call it.
 
@@ -97,19 +98,20 @@ def confirm_world(world: World, accelerator: Accelerator) -> None:
 def world_table(recipe: Recipe, plan: BatchPlan, world: World, environment: Mapping[str, str] = os.environ) -> Table:
     """Returns what was asked beside what runs, for rank 0 to print once."""
     here = int(environment.get("LOCAL_WORLD_SIZE", world.processes))
-    each = f"{plan.micro_batch} pairs" if plan.tokens is None else f"about {plan.tokens} distinct tokens"
+    unit = UNITS[recipe.run.stage]
+    each = f"{plan.micro_batch} {unit}" if plan.tokens is None else f"about {plan.tokens} distinct tokens"
     table = Table("", "asked", "runs", title="What runs", title_justify="left", title_style="")
     table.add_row("processes", str(plan.world_size), f"{world.processes}: {world.processes // here} x {here} a node")
     table.add_row("device", "", world.device)
     table.add_row("strategy", recipe.train.strategy, world.strategy)
     table.add_row("mixed precision", f"model.dtype {recipe.model.dtype}", world.precision)
     table.add_row(
-        "a step", f"{plan.global_batch} pairs", f"{plan.world_size} x {plan.accumulation} micro-batches of {each}"
+        "a step", f"{plan.global_batch} {unit}", f"{plan.world_size} x {plan.accumulation} micro-batches of {each}"
     )
     return table
 
 
-def _running(arguments: DPOConfig, environment: Mapping[str, str]) -> World:
+def _running(arguments: TrainingArguments, environment: Mapping[str, str]) -> World:
     """Reads the state of Accelerate before its `Accelerator` exists, and foretells what that will make of it.
 
     Without GPUs it takes up DeepSpeed only later and FSDP never; see `AcceleratorState.__init__`.
@@ -138,7 +140,7 @@ def _strategy(kind: DistributedType, deepspeed: DeepSpeedPlugin | None, fsdp_ver
 
 
 def _problems(
-    recipe: Recipe, plan: BatchPlan, arguments: DPOConfig, world: World, environment: Mapping[str, str]
+    recipe: Recipe, plan: BatchPlan, arguments: TrainingArguments, world: World, environment: Mapping[str, str]
 ) -> Iterator[UserError]:
     yield from _wrong_processes(recipe, world, environment)
     yield from _wrong_strategy(recipe, world, environment)
@@ -208,7 +210,7 @@ def _wrong_strategy(recipe: Recipe, world: World, environment: Mapping[str, str]
         )
 
 
-def _wrong_batch(plan: BatchPlan, arguments: DPOConfig) -> Iterator[UserError]:
+def _wrong_batch(plan: BatchPlan, arguments: TrainingArguments) -> Iterator[UserError]:
     planned = {
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,

@@ -112,5 +112,9 @@ class PlanCollator:
         batch = {"pair_weights": torch.tensor([[example.get("weight", 1.0) for example in examples]])}
         batch |= self.plain(examples)
         if self.trees:
-            batch["tree"] = scored_tree(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])
+            batch["tree"] = scored_tree(batch["input_ids"], batch["attention_mask"], self.scored(batch))
         return batch
+
+    def scored(self, batch: dict[str, Any]) -> Tensor:
+        """Returns a batch's mask of tokens that are scored, as `scored_tree` takes it."""
+        return batch["completion_mask"]

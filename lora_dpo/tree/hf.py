@@ -1,4 +1,4 @@
-"""The seam with Transformers and TRL; with `reference.py` and `fsdp.py` all of this package that knows them.
+"""The seam with Transformers and TRL; beside it, `planned`, `reference`, `examples` and `fsdp` know them.
 
 Reading order: `enable`, then what it puts in front of the trainer's class (`PlannedTrainer`), then what it teaches the
 model (`teach_trees`).
@@ -10,10 +10,7 @@ import functools
 import sys
 import types
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,49 +19,29 @@ from datasets import IterableDataset
 from peft import PeftModel
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from trl import DPOConfig, DPOTrainer
+from trl import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head, maybe_gather_lm_head_ctx
 
 from lora_dpo.tree.choice import tree_attention
 from lora_dpo.tree.collate import PlanCollator, ScoredTree, scored_tree
 from lora_dpo.tree.fsdp import keep_scores_in_float32
-from lora_dpo.tree.local import WithoutGather, weighting
+from lora_dpo.tree.local import weighting
 from lora_dpo.tree.lora import fuse_adapters
-from lora_dpo.tree.pairs import pair_tokens
+from lora_dpo.tree.pairs import PairTokens, pair_tokens
+from lora_dpo.tree.planned import Batching, PlannedLoop, tally_sharing
 from lora_dpo.tree.reference import ReferencePass
 from lora_dpo.tree.rows import lay_out
-from lora_dpo.tree.sampler import MicroBatchSampler, PairPlan, PlannedRows, Shape
 from lora_dpo.tree.score import Head
 from lora_dpo.tree.tally import Tally
 from lora_dpo.tree.tree import Tree
 
 _PREFIX = "lora_dpo_tree_"
-_SHARING = "tree/sharing"
 _NO_MEAN_OVER_PAIRS = {"aot", "aot_unpaired", "sft"}
-
-
-@dataclass(frozen=True, slots=True)
-class Batching:
-    """How pairs are put into micro-batches.
-
-    Attributes:
-        group_by_prompt: Pairs of one prompt stay next to each other; a step or a micro-batch may end among them.
-        equal_prompts: The loss is a mean over the prompts of a step, not over its pairs.
-        tokens: Distinct tokens that a micro-batch should have: steps are cut where these are equal. None cuts where
-            pairs are.
-        global_batch: Pairs a step, over all processes; None is the product of the trainer's own arguments.
-    """
-
-    group_by_prompt: bool = True
-    equal_prompts: bool = False
-    tokens: int | None = None
-    global_batch: int | None = None
 
 
 def enable(trainer: DPOTrainer, batching: Batching | None = None) -> str | None:
@@ -119,102 +96,47 @@ def set_up(trainer: PlannedTrainer, batching: Batching, *, trees: bool = True) -
         raise ValueError(f"the loss {losses[0]} is no mean over pairs, so micro-batches must have equally many")
     if trainer.aux_loss_enabled and batching.equal_prompts:
         raise ValueError("a router's loss is no mean over prompts, so they cannot weigh the same")
-    reason = _why_not(trainer) or _prove(_base_model(trainer.model)) if trees else "they are switched off"
-    if reason is None:
-        teach_trees(_base_model(trainer.model), with_squares=trainer.use_weighting)
-        fuse_adapters(trainer.model)
-        fuse_activations(trainer.model)
-        if trainer.ref_model is not None:
-            teach_trees(_base_model(trainer.accelerator.unwrap_model(trainer.ref_model)))
+    reason = teach_trainer(trainer, trees=trees, with_squares=trainer.use_weighting)
+    if reason is None and trainer.ref_model is not None:
+        teach_trees(_base_model(trainer.accelerator.unwrap_model(trainer.ref_model)))
     trainer.data_collator = PlanCollator(trainer.data_collator, trees=reason is None)
     trainer.batching, trainer.tallies = batching, {}
     return reason
 
 
-class PlannedTrainer(ReferencePass):
+def teach_trainer(trainer: Any, *, trees: bool = True, with_squares: bool = False) -> str | None:
+    """Gives a trainer's model its forward over trees.
+
+    Args:
+        trainer: A trainer of TRL that has not started, and whose model has TRL's fused head.
+        trees: Whether to use trees.
+        with_squares: Answer `log_sum_sq_probs` as well, for WPO's weights.
+
+    Returns:
+        None, or why trees are off.
+    """
+    reason = _why_not(trainer) or _prove(_base_model(trainer.model)) if trees else "they are switched off"
+    if reason is None:
+        teach_trees(_base_model(trainer.model), with_squares=with_squares)
+        fuse_adapters(trainer.model)
+        fuse_activations(trainer.model)
+    return reason
+
+
+class PlannedTrainer(PlannedLoop, ReferencePass):
     """What goes in front of a `DPOTrainer` class: planned micro-batches, exact metrics, the reference computed once.
 
     Losses, reference handling, the optimizer loop and checkpoints stay TRL's.
     """
 
-    batching: Batching
-    tallies: dict[str, Tally]
-    train_sampler: MicroBatchSampler | None = None
+    @property
+    def equal_rows(self) -> bool:
+        """Whether one of TRL's losses is no mean over pairs."""
+        return not _NO_MEAN_OVER_PAIRS.isdisjoint(self.loss_types)
 
-    def create_accelerator_and_postprocess(self) -> None:
-        """Creates the accelerator as Trainer does."""
-        super().create_accelerator_and_postprocess()
-        keep_scores_in_float32(self.accelerator)
-
-    def train_plan(self) -> PairPlan:
-        """Returns which training pairs travel together, in every epoch; the same on every process."""
-        args, batching, world = self.args, self.batching, self.accelerator.num_processes
-        own_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
-        shape = Shape(
-            batching.global_batch or own_size,
-            world,
-            args.gradient_accumulation_steps,
-            by_tokens=batching.tokens is not None,
-            equal_pairs=not _NO_MEAN_OVER_PAIRS.isdisjoint(self.loss_types),
-        )
-        return PairPlan(
-            pair_tokens(self.train_dataset),
-            shape,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            by_group=batching.group_by_prompt,
-            equal_groups=batching.equal_prompts,
-            chunk_tokens=batching.tokens,
-        )
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Returns this process's part of the plan."""
-        self.train_sampler = MicroBatchSampler(self.train_plan())
-        return self._loader(self.train_dataset, self.train_sampler)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Returns this process's part of an evaluation: prompt by prompt, no pair twice."""
-        if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        return self.get_test_dataloader(rows)
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """Returns this process's part of a prediction, as of an evaluation."""
-        plan = self._in_order(test_dataset, self.args.per_device_eval_batch_size)
-        return self._loader(test_dataset, MicroBatchSampler(plan))
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates; what an earlier prediction left in the metrics, which are not logged, is dropped."""
-        self.tallies.pop("eval", None)
-        return super().evaluation_loop(*args, **kwargs)
-
-    def _prepare_input(self, data: Any) -> Any:
-        """Moves a batch; with DeepSpeed in bfloat16 Trainer would round the reference's log-probs, by half a nat."""
-        if isinstance(data, Tensor) and data.is_floating_point():
-            return data.to(self.args.device)
-        return super()._prepare_input(data)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs exact means over everything since the last line, reduced over the processes once."""
-        mode = "train" if self.model.training else "eval"
-        tally = self.tallies.pop(mode, None)
-        if tally is not None:
-            means, counts = tally.means(functools.partial(self.accelerator.reduce, reduction="sum"))
-            if mode == "train":
-                self._total_train_tokens += int(counts["tokens"])
-            loss = means.pop("loss")
-            if mode == "eval":  # Trainer averaged over micro-batches, of unequal sizes
-                logs.update({key: loss for key in logs if key.endswith("_loss")})
-            del means["tokens"]
-            means["num_tokens"] = self._total_train_tokens
-            self._metrics[mode].update({key: [value] for key, value in means.items()})
-        super().log(logs, start_time)
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # In an epoch that is resumed inside, Trainer's wrappers hide the sampler from its own set_epoch.
-        if self.train_sampler is not None:  # somebody else's loader has another one
-            self.train_sampler.set_epoch(kwargs["epoch"])
-        super()._run_epoch(*args, **kwargs)
+    def planned(self, rows: Any) -> list[PairTokens]:
+        """Returns what the planner sees of a data set with pairs."""
+        return pair_tokens(rows)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         inputs = dict(inputs)
@@ -231,17 +153,6 @@ class PlannedTrainer(ReferencePass):
         if training and not weighted:
             loss = loss * weights.sum()  # equal weights: TRL's mean divides by their number
         return (loss, *others) if return_outputs else loss
-
-    @contextmanager
-    def _metrics_kept_here(self) -> Iterator[dict[str, list[Any]]]:
-        """Lets TRL compute one micro-batch's metrics without a collective and without waiting for the device."""
-        kept = self._metrics, self.accelerator, self._total_train_tokens
-        local: dict[str, list[Any]] = defaultdict(list)
-        self._metrics, self.accelerator = defaultdict(lambda: local), WithoutGather(self.accelerator)
-        try:
-            yield local
-        finally:
-            self._metrics, self.accelerator, self._total_train_tokens = kept
 
     def _tally(
         self, mode: str, metrics: dict[str, list[Any]], inputs: dict[str, Any], real: Tensor, loss: Tensor
@@ -264,32 +175,14 @@ class PlannedTrainer(ReferencePass):
                 )
         tally.add("loss", loss, pairs)
         tally.add("tokens", 0.0, (inputs["attention_mask"] * rows).sum())
-        if (tree := inputs.get("tree")) is not None:
-            tally.add(_SHARING, tree.n_tokens / tree.tree.ids.shape[1], float(tree.tree.ids.shape[1]))
-
-    def _in_order(self, rows: Any, batch_size: int) -> PairPlan:
-        world = self.accelerator.num_processes
-        return PairPlan(pair_tokens(rows), Shape(batch_size * world, world, 1, by_tokens=False), seed=None)
-
-    def _loader(self, rows: Any, sampler: MicroBatchSampler) -> DataLoader:
-        args = self.args
-        self.accelerator.even_batches = False  # the plan is even; Accelerate would repeat pairs
-        loader = DataLoader(
-            PlannedRows(rows),
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-        )
-        return self.accelerator.prepare(loader)
+        tally_sharing(tally, inputs)
 
 
 def _base_model(model: Any) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def check_model(model: Any, args: DPOConfig) -> str | None:
+def check_model(model: Any, args: Any) -> str | None:
     """Returns why a model cannot use trees, before a trainer is made of it; None if nothing speaks against it.
 
     A model that waits on another device than the training's is taken at its settings' word. The model stays as it was.
@@ -339,14 +232,14 @@ def _cannot_be_planned(trainer: DPOTrainer) -> str | None:
     return None
 
 
-def _why_not(trainer: DPOTrainer) -> str | None:
+def _why_not(trainer: Any) -> str | None:
     """Returns why a trainer cannot use trees, as far as its settings tell."""
     if any(_drops(layer) for layer in trainer.model.modules()):
         return "dropout draws a mask for every repeated token"
     return _settings_against(trainer.model, trainer.args)
 
 
-def _settings_against(model: Any, args: DPOConfig) -> str | None:
+def _settings_against(model: Any, args: Any) -> str | None:
     config = model.config.get_text_config()
     coefficient = args.router_aux_loss_coef
     if coefficient is None:

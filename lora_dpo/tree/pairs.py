@@ -1,4 +1,4 @@
-"""Pairs as the planner sees them."""
+"""Pairs, and examples of an SFT stage, as the planner sees them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+NOT_SCORED = -100
+"""The label of a token that the loss leaves out, as PyTorch and TRL have it."""
+
 
 @dataclass(frozen=True, slots=True)
 class PairTokens:
-    """One pair.
+    """One pair; an example is one without a worse answer.
 
     Attributes:
         prompt: Prompt tokens.
@@ -43,3 +46,12 @@ def pair_tokens(rows: Any) -> list[PairTokens]:
     return [
         PairTokens(prompt, chosen, rejected, tuple(prompt)) for prompt, chosen, rejected in zip(*columns, strict=True)
     ]
+
+
+def example_tokens(rows: Any) -> list[PairTokens]:
+    """Returns what the planner sees of a data set with the columns `input_ids`, `labels` and `group`."""
+    found = []
+    for ids, labels, group in zip(rows["input_ids"], rows["labels"], rows["group"], strict=True):
+        start = next((place for place, label in enumerate(labels) if label != NOT_SCORED), len(labels))
+        found.append(PairTokens(ids[:start], ids[start:], (), group))
+    return found

@@ -95,7 +95,7 @@ def test_fewer_pairs_than_processes_are_refused() -> None:
     with pytest.raises(UserError) as caught:
         plan_steps(recipe_with({"global_batch_size": 3}), pairs(10, 10, 10), 4)
     assert str(caught.value) == (
-        "train.global_batch_size 3 is less than a pair for each of 4 processes.\n"
+        "train.global_batch_size 3 is less than one pair for each of 4 processes.\n"
         "Take train.global_batch_size 4 or more."
     )
 
