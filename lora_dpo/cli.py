@@ -56,27 +56,51 @@ def quickstart(context: typer.Context, overrides: Overrides = None, overwrite: O
 
 @app.command(
     epilog="Examples: lora-dpo data recipes/gpt2_ultrafeedback.yaml   |   "
-    "lora-dpo data quickstart data.path=pairs.jsonl --json"
+    "lora-dpo data quickstart data.path=pairs.jsonl --json   |   lora-dpo data tinyllama_sft_dpo --sft"
 )
 def data(
     recipe: RecipePath,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print counts and hashes as JSON.")] = False,
+    of_sft: Annotated[bool, typer.Option("--sft", help="Show the data of the SFT stage instead.")] = False,
 ) -> None:
     """Build pairs and splits, check them, and show one example as the model reads it."""
     load_token()
     from lora_dpo.recipe.loading import load_recipe
+    from lora_dpo.recipe.stages import stage_recipe
 
     checked = load_recipe(recipe, overrides or ())
+    checked = stage_recipe(checked, "sft") if of_sft else checked
     from lora_dpo.data.build import prepare
+    from lora_dpo.data.build_examples import prepare_examples
     from lora_dpo.data.preview import print_preview
     from lora_dpo.model.base import load_tokenizer
 
-    prepared = prepare(checked, load_tokenizer(checked.model))
+    prepared = (prepare_examples if of_sft else prepare)(checked, load_tokenizer(checked.model))
     if as_json:
         out.print_json(json.dumps(prepared.summary()))
     else:
         print_preview(prepared)
+
+
+@app.command(
+    epilog="Examples: lora-dpo sft recipes/tinyllama_sft_dpo.yaml sft.path=answers.csv   |   "
+    "lora-dpo sft quickstart sft.path=answers.jsonl sft.epochs=2 run.name=mine"
+)
+def sft(
+    context: typer.Context,
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+    processes: Processes = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Teach a model answers (SFT) before DPO: from sft.path to a report, as the run NAME-sft.
+
+    `lora-dpo dpo` with the same recipe then goes on from there. The same command again goes on with a run that was
+    interrupted, and shows the report of one that is finished.
+    """
+    _train(context, recipe, overrides, stage="sft", overwrite=overwrite, processes=processes, dry_run=dry_run)
 
 
 @app.command(

@@ -14,6 +14,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_dpo.console import STOP_FILE, err, is_main_process, note
+from lora_dpo.data.build_examples import PreparedExamples
 from lora_dpo.data.preview import counts_table
 from lora_dpo.errors import UserError
 from lora_dpo.evaluation.caveats import caveats_of_data
@@ -25,7 +26,7 @@ from lora_dpo.evaluation.prompts import PromptStyle
 from lora_dpo.evaluation.report import Report, print_report, show_finished, write_report
 from lora_dpo.evaluation.work import Work, kept_values
 from lora_dpo.files import partial_path, replace_folder, write_json
-from lora_dpo.preparation import Loaded, Setting, check_launch, load, make_trainer, prepare_setting
+from lora_dpo.preparation import AnyTrainer, Loaded, Setting, check_launch, load, make_trainer, prepare_setting
 from lora_dpo.recipe.loading import to_yaml
 from lora_dpo.recipe.reference import check_reference_is_kept
 from lora_dpo.recipe.run_folder import RunFolder
@@ -69,7 +70,7 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
     checkpoints = Checkpoints(run.checkpoints, recipe.train.keep_checkpoints)
     with StopRequests(run.stop_file, Deadline.of(recipe.train.max_hours)) as stop, ExitStack() as held:
         setting = prepare_setting(recipe)
-        check_evaluation(recipe, setting.prepared.questions["test"])
+        check_evaluation(recipe, [] if recipe.run.stage == "sft" else setting.prepared.questions["test"])
         if is_main_process():
             if not run.is_run or overwrite:  # an interrupted run has shown it before
                 err.print(to_yaml(recipe).rstrip())
@@ -80,7 +81,7 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
         start = from_first(lambda: find_start(recipe, run, setting.data_hashes, origin, overwrite=overwrite))
         loaded = load(setting, arguments, world, start)
         on_first(lambda: held.enter_context(open_run(recipe, run, start, overwrite=overwrite)))
-        log = TrainingLog(run.metrics, setting.plan.global_batch)
+        log = TrainingLog(run.metrics, setting.plan.global_batch, setting.prepared.unit)
         session = Session(recipe, setting.data_hashes, origin, checkpoints, log, stop, start)
         first_step = _AfterFirstStep(run.discard_replaced)
         with _leaves_word(run), _old_results_kept_until(first_step, run, start):
@@ -131,12 +132,12 @@ def _folder_for_nothing() -> Iterator[Path]:
 
 def _train(
     run: RunFolder, setting: Setting, loaded: Loaded, session: Session, first_step: TrainerCallback
-) -> PreferenceTrainer:
+) -> AnyTrainer:
     recipe, stop = setting.recipe, session.stop
     on_first(lambda: _write_what_is_known(run, setting, loaded, session.start))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.tensorboard))  # Transformers takes it from nowhere else
     trainer = make_trainer(setting, loaded, callbacks=[session.log, first_step], session=session)
-    if recipe.dpo.reference == "cached":
+    if recipe.run.stage == "dpo" and recipe.dpo.reference == "cached":
         _fill_reference(trainer, recipe, stop, run_copy=run.reference)
     try:
         trainer.go()
@@ -144,7 +145,7 @@ def _train(
         session.log.close()
     _leave_if(trainer.stopped_by or stop.asked(), stop)  # it may have come too late for the last step
     target = run.model if recipe.adapter.method == "full" else run.adapter
-    save_policy(trainer, partial_path(target), setting.tokenizer)
+    save_policy(trainer, partial_path(target), setting.tokenizer, loaded.below)
     on_first(lambda: replace_folder(partial_path(target), target))
     return trainer
 
@@ -168,7 +169,7 @@ def _write_what_is_known(run: RunFolder, setting: Setting, loaded: Loaded, start
     write_provenance(run, provenance(setting.recipe, setting.plan, setting.prepared.summary(), loaded.model), start)
 
 
-def _evaluate(run: RunFolder, setting: Setting, trainer: PreferenceTrainer, origin: dict[str, str | None]) -> Report:
+def _evaluate(run: RunFolder, setting: Setting, trainer: AnyTrainer, origin: dict[str, str | None]) -> Report:
     """Compares before and after on the held-out test split; what was measured before a kill is not measured again."""
     recipe, prepared = setting.recipe, setting.prepared
     policies = Policies(
@@ -176,9 +177,13 @@ def _evaluate(run: RunFolder, setting: Setting, trainer: PreferenceTrainer, orig
         base=trainer.accelerator.unwrap_model(trainer.ref_model) if trainer.ref_model is not None else None,
         settle=partial(forget_order_of_passes, trainer.model_wrapped, trainer.ref_model),
     )
-    subject = Subject(policies, prepared.encoder, prepared.splits["test"], prepared.questions["test"])
+    test = prepared.splits["test"]
+    if isinstance(prepared, PreparedExamples):
+        subject = Subject(policies, prepared.encoder, [], [], test)
+    else:
+        subject = Subject(policies, prepared.encoder, test, prepared.questions["test"])
     several = f" and {len(subject.questions)} questions" if subject.questions else ""
-    note(f"Comparing before and after on {len(subject.pairs)} held-out pairs{several}.")
+    note(f"Comparing before and after on {len(test)} held-out {prepared.unit}{several}.")
     divided = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     work = Work(from_first(lambda: kept_values(run, origin)), together=divided)
     return Report(

@@ -9,24 +9,32 @@ from typing import TYPE_CHECKING
 
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
-from trl import DPOConfig
+from trl import DPOConfig, SFTConfig
 
 from lora_dpo.console import err, is_main_process
 from lora_dpo.data.build import Prepared, prepare
+from lora_dpo.data.build_examples import PreparedExamples, prepare_examples
+from lora_dpo.data.learnt import check_not_learnt
 from lora_dpo.errors import UserError
-from lora_dpo.model.adapter import continue_adapter, lora_config
+from lora_dpo.model.adapter import continue_adapter, lora_config, merge_adapter
 from lora_dpo.model.base import load_model, load_tokenizer, resolve
+from lora_dpo.model.stacked import Update
 from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.schema import ModelSection, Recipe
+from lora_dpo.recipe.stages import check_sft_is_done
 from lora_dpo.training.arguments import training_arguments
 from lora_dpo.training.batching import plan_steps
 from lora_dpo.training.checkpoints import Checkpoint
 from lora_dpo.training.resumable import Session
+from lora_dpo.training.supervised import SupervisedTrainer
 from lora_dpo.training.trainer import PreferenceTrainer, check_trees
 from lora_dpo.training.world import World, check_world, confirm_world, world_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+AnyTrainer = PreferenceTrainer | SupervisedTrainer
+"""What trains a run: pairs, or the examples of an SFT stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +43,12 @@ class Setting:
 
     recipe: Recipe
     plan: BatchPlan
-    prepared: Prepared
+    prepared: Prepared | PreparedExamples
     tokenizer: PreTrainedTokenizerBase
 
     @property
     def data_hashes(self) -> dict[str, str]:
-        """The hash of each split's pairs."""
+        """The hash of each split's pairs, or examples."""
         return {split: counts["hash"] for split, counts in self.prepared.summary()["splits"].items()}
 
 
@@ -53,27 +61,33 @@ class Loaded:
         world: What runs.
         model: The base model, or a PEFT model whose adapter is continued.
         peft_config: Configuration of a fresh adapter, if there is to be one.
+        below: What was put into the weights, if an adapter was: it is saved together with the fresh one.
     """
 
-    arguments: DPOConfig
+    arguments: DPOConfig | SFTConfig
     world: World
     model: PreTrainedModel | PeftModel
     peft_config: PeftConfig | None
+    below: dict[str, Update] | None = None
 
 
 def prepare_setting(recipe: Recipe) -> Setting:
     """Reads the recipe's data and plans its steps.
 
     Raises:
-        UserError: The data cannot be read, or the global batch cannot be shared by the processes.
+        UserError: The data cannot be read, or the global batch cannot be shared by the processes; or a held-out
+            question was learnt by what the run begins with.
     """
+    if recipe.run.stage == "dpo":
+        check_sft_is_done(recipe)
     tokenizer = load_tokenizer(recipe.model)
-    prepared = prepare(recipe, tokenizer)
+    prepared = prepare_examples(recipe, tokenizer) if recipe.run.stage == "sft" else prepare(recipe, tokenizer)
+    check_not_learnt(recipe, prepared.untokenised["test"])
     plan = plan_steps(recipe, prepared.splits["train"], int(os.environ.get("WORLD_SIZE", "1")))
     return Setting(recipe, plan, prepared, tokenizer)
 
 
-def check_launch(setting: Setting, output: Path) -> tuple[DPOConfig, World]:
+def check_launch(setting: Setting, output: Path) -> tuple[DPOConfig | SFTConfig, World]:
     """Starts the process group, and checks that what runs is what was asked for; shows it once.
 
     Args:
@@ -91,7 +105,7 @@ def check_launch(setting: Setting, output: Path) -> tuple[DPOConfig, World]:
     return arguments, world
 
 
-def load(setting: Setting, arguments: DPOConfig, world: World, start: Checkpoint | None = None) -> Loaded:
+def load(setting: Setting, arguments: DPOConfig | SFTConfig, world: World, start: Checkpoint | None = None) -> Loaded:
     """Loads the policy.
 
     Args:
@@ -110,21 +124,27 @@ def load(setting: Setting, arguments: DPOConfig, world: World, start: Checkpoint
     model = load_model(section, four_bit=recipe.adapter.method == "qlora")
     model.config._name_or_path = resolve(recipe.model)  # what the run began with, whatever was loaded
     _check_positions(setting, model)
-    peft_config = None
-    if recipe.adapter.init_from is not None:
+    peft_config = below = None
+    begins_with_adapter = recipe.adapter.init_from is not None
+    if begins_with_adapter and recipe.adapter.init_mode == "continue":
         model = continue_adapter(recipe.adapter, model)
-    elif recipe.adapter.method != "full":
+    elif begins_with_adapter:
+        model, below = merge_adapter(recipe.adapter, model)
+    if recipe.adapter.method != "full" and not isinstance(model, PeftModel):
         peft_config = lora_config(recipe.adapter, model)
     check_trees(recipe, model, arguments)
-    return Loaded(arguments, world, model, peft_config)
+    return Loaded(arguments, world, model, peft_config, below)
 
 
 def make_trainer(
     setting: Setting, loaded: Loaded, *, callbacks: list[TrainerCallback], session: Session | None = None
-) -> PreferenceTrainer:
-    """Returns the trainer; its reference is computed live until `fill_reference`."""
+) -> AnyTrainer:
+    """Returns the trainer; a reference is computed live until `fill_reference`."""
     recipe, splits = setting.recipe, setting.prepared.splits
-    trainer = PreferenceTrainer(
+    # An adapter is compared with the model without it; a whole model with a second copy, loaded the same way.
+    reference = load_model(_as_trained(recipe)) if recipe.adapter.method == "full" else None
+    kind = SupervisedTrainer if recipe.run.stage == "sft" else PreferenceTrainer
+    trainer = kind(
         recipe,
         setting.plan,
         loaded.model,
@@ -134,8 +154,7 @@ def make_trainer(
         setting.tokenizer,
         loaded.peft_config,
         callbacks=callbacks,
-        # An adapter's reference is the model without it; a whole model's is a second copy, loaded the same way.
-        reference=load_model(_as_trained(recipe)) if recipe.adapter.method == "full" else None,
+        reference=reference,
         session=session,
     )
     trainer.remove_callback(PrinterCallback)
@@ -155,10 +174,12 @@ def _as_trained(recipe: Recipe) -> ModelSection:
 
 
 def _check_positions(setting: Setting, model: PreTrainedModel) -> None:
+    recipe, splits = setting.recipe, setting.prepared.splits
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max((pair.length for pairs in setting.prepared.splits.values() for pair in pairs), default=0)
+    longest = max((one.length for split in splits.values() for one in split), default=0)
     if positions is not None and longest > positions:
+        section = recipe.sft if recipe.run.stage == "sft" else recipe.dpo
         raise UserError(
-            f"A pair has {longest} tokens, but {setting.recipe.model.name} has only {positions} positions.",
-            fix=f"Set dpo.max_length to {positions} or less (now {setting.recipe.dpo.max_length}).",
+            f"{longest} tokens are to be read at once, but {recipe.model.name} has only {positions} positions.",
+            fix=f"Set {recipe.run.stage}.max_length to {positions} or less (now {section.max_length}).",
         )

@@ -47,7 +47,7 @@ def plan_launch(recipe: Recipe, arguments: Sequence[str], *, processes: int | No
 
     Args:
         recipe: The recipe.
-        arguments: What `lora_dpo.dpo` is given: recipe path, overrides, flags.
+        arguments: What the module of the recipe's stage is given: recipe path, overrides, flags.
         processes: Number of processes; None is one a GPU, and one where there is none.
 
     Raises:
@@ -78,7 +78,7 @@ def plan_launch(recipe: Recipe, arguments: Sequence[str], *, processes: int | No
     # Accelerate's default is one thread a process, which leaves the other cores idle; its own flag for it does nothing
     # where there are several processes.
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cpu_count() // count))}
-    return Launch(strategy, count, _command(strategy, count, arguments, on_cpu=gpus == 0), threads)
+    return Launch(strategy, count, _command(recipe, strategy, count, arguments, on_cpu=gpus == 0), threads)
 
 
 def _check_runs_without_gpus(strategy: str, processes: int) -> None:
@@ -108,7 +108,7 @@ def _config(strategy: str, *, on_cpu: bool) -> Path:
     return resources.folder("accelerate_configs") / f"{name}.yaml"
 
 
-def _command(strategy: str, processes: int, arguments: Sequence[str], *, on_cpu: bool) -> list[str]:
+def _command(recipe: Recipe, strategy: str, processes: int, arguments: Sequence[str], *, on_cpu: bool) -> list[str]:
     folder = str(Path(sys.executable).parent)
     accelerate = shutil.which("accelerate", path=folder) or "accelerate"
     command = [_short(accelerate), "launch", "--quiet", "--config_file", _short(_config(strategy, on_cpu=on_cpu))]
@@ -116,7 +116,7 @@ def _command(strategy: str, processes: int, arguments: Sequence[str], *, on_cpu:
         command += ["--num_processes", str(processes)]
     if strategy in _DEEPSPEED:  # the file's own path is relative to the checkout
         command += ["--deepspeed_config_file", _short(resources.folder("ds_configs") / f"{strategy}.json")]
-    return [*command, "-m", "lora_dpo.dpo", *arguments]
+    return [*command, "-m", f"lora_dpo.{recipe.run.stage}", *arguments]
 
 
 def _short(path: str | Path) -> str:

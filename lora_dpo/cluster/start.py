@@ -1,4 +1,4 @@
-"""What `lora-dpo dpo` does: starts one training, or one for each fold, and says how to go on with what was stopped."""
+"""What `lora-dpo dpo` and `lora-dpo sft` do: start a training, or one a fold, and say how to go on when stopped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from lora_dpo.recipe.loading import load_recipe
 from lora_dpo.recipe.reference import check_reference_is_kept
 from lora_dpo.recipe.resume import resume_folder
 from lora_dpo.recipe.run_folder import RunFolder
-from lora_dpo.recipe.schema import Recipe
+from lora_dpo.recipe.schema import Recipe, Stage
+from lora_dpo.recipe.stages import check_sft_is_done, stage_recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Request:
         dry_run: Only check and print the command.
         reference_only: Only compute and keep the reference log-probs.
         debug: Show tracebacks of errors.
+        stage: Which of the recipe's stages.
     """
 
     recipe: str
@@ -37,6 +39,7 @@ class Request:
     dry_run: bool = False
     reference_only: bool = False
     debug: bool = False
+    stage: Stage = "dpo"
 
     def again(self, *, began: bool) -> str:
         """Returns the command that goes on.
@@ -48,7 +51,7 @@ class Request:
         words += ["--processes", str(self.processes)] * (self.processes is not None)
         words += ["--reference-only"] * self.reference_only
         words += ["--overwrite"] * (self.overwrite and not began)  # what it was to replace is still there
-        return shlex.join(["lora-dpo", "dpo", self.recipe, *words])
+        return shlex.join(["lora-dpo", self.stage, self.recipe, *words])
 
 
 def train(request: Request) -> int:
@@ -60,7 +63,7 @@ def train(request: Request) -> int:
     Raises:
         UserError: The recipe cannot be carried out as it stands.
     """
-    recipe = load_recipe(request.recipe, request.overrides)
+    recipe = stage_recipe(load_recipe(request.recipe, request.overrides), request.stage)
     if recipe.evaluation.folds is not None:
         return _train_folds(request, recipe)
     run = RunFolder.of(recipe)
@@ -93,7 +96,7 @@ def _train_folds(request: Request, recipe: Recipe) -> int:
     folds, began = fold_overrides(recipe), False
     for number, words in enumerate(folds, start=1):
         overrides = (*request.overrides, *words)
-        own = load_recipe(request.recipe, overrides)
+        own = stage_recipe(load_recipe(request.recipe, overrides), request.stage)
         fold = RunFolder.of(own)
         if fold.is_finished(own) and not request.overwrite:
             err.print(f"Fold {number} of {len(folds)} is finished: {fold.path}", soft_wrap=True)
@@ -118,6 +121,8 @@ def _start(request: Request, recipe: Recipe, overrides: tuple[str, ...]) -> int:
     if request.reference_only:
         check_reference_is_kept(recipe)
     else:
+        if recipe.run.stage == "dpo" and not request.dry_run:
+            check_sft_is_done(recipe)
         run.check_free(recipe, overwrite=request.overwrite)
         if request.overwrite or not run.began_with(recipe.run.resume):  # else the folder may have gone since
             resume_folder(recipe)

@@ -9,9 +9,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lora_dpo.console import note
-from lora_dpo.data.chat import TurnEncoder
+from lora_dpo.data.chat import TokenisedExample, TurnEncoder
 from lora_dpo.data.length import fit_length
-from lora_dpo.data.manifest import read_manifest, read_pairs, read_questions
+from lora_dpo.data.manifest import read_examples, read_manifest, read_pairs, read_questions
 from lora_dpo.errors import UserError
 from lora_dpo.evaluation.evaluate import Subject
 from lora_dpo.evaluation.policies import Policies
@@ -35,7 +35,8 @@ def load_run(run: RunFolder) -> Subject:
     recipe = run.load_recipe()
     if not run.is_complete:
         raise UserError(
-            f"{run.path} holds no finished run.", fix="Start it again with `lora-dpo dpo`: it goes on and evaluates."
+            f"{run.path} holds no finished run.",
+            fix=f"Start it again with `lora-dpo {recipe.run.stage}`: it goes on and evaluates.",
         )
     _check_base(run, recipe)
     manifest = read_manifest(run.data / "splits.json")
@@ -47,6 +48,8 @@ def load_run(run: RunFolder) -> Subject:
         )
     tokenizer = load_tokenizer(recipe.model)
     encoder = TurnEncoder(tokenizer, recipe.model.template)
+    if recipe.run.stage == "sft":
+        return Subject(_load_policies(run, recipe), encoder, [], [], _held_out_examples(run, recipe, encoder))
     pairs = list(encoder.encode(read_pairs(run.data / "pairs.jsonl")["test"]))
     fitted = fit_length(pairs, recipe.dpo.max_length, recipe.data.over_length, tokenizer.bos_token_id)
     questions = run.data / "questions.jsonl"
@@ -56,6 +59,12 @@ def load_run(run: RunFolder) -> Subject:
         pairs=fitted.pairs,
         questions=read_questions(questions)["test"] if questions.is_file() else [],
     )
+
+
+def _held_out_examples(run: RunFolder, recipe: Recipe, encoder: TurnEncoder) -> list[TokenisedExample]:
+    examples = list(encoder.encode_examples(read_examples(run.data / "examples.jsonl")["test"]))
+    longest, bos = recipe.sft.max_length, encoder.tokenizer.bos_token_id
+    return fit_length(examples, longest, recipe.data.over_length, bos, key="sft.max_length").pairs
 
 
 def _check_base(run: RunFolder, recipe: Recipe) -> None:
@@ -77,9 +86,9 @@ def _load_policies(run: RunFolder, recipe: Recipe) -> Policies:
         models: list[PreTrainedModel | PeftModel] = [load_model(section), base]
     else:
         tuned = PeftModel.from_pretrained(base, str(run.adapter))
-        if recipe.adapter.init_from is not None:  # what the training started from, under the name that it has there
-            start = str(recipe.adapter.init_from)
-            tuned.load_adapter(str(adapter_folder(start) or start), "ref")
+        begins_with = recipe.adapter.init_from if recipe.dpo.reference_model == "init" else None
+        if begins_with is not None:  # what the training started from, under the name that it has there
+            tuned.load_adapter(str(adapter_folder(begins_with) or begins_with), "ref")
         models = [tuned]
     for model in models:
         if (reason := score_over_trees(model)) is not None:

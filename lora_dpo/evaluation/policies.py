@@ -28,7 +28,7 @@ class Policies:
 
     @contextmanager
     def before(self) -> Iterator[torch.nn.Module]:
-        """Yields the model that the training started from: its adapter off, or the adapter that was continued."""
+        """Yields the reference: the adapter off, or the one that the training started from, where a copy is kept."""
         start = "ref" if isinstance(self.trained, PeftModel) and "ref" in self.trained.peft_config else None
         self.settle()
         adapter_off = nullcontext() if self.base is not None else use_adapter(self.trained, start)

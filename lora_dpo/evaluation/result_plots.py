@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _CATEGORIES = 9
 _SMALLEST_CATEGORY = 4
 _BINS = 30
+_HISTOGRAMS = {
+    "margin": ("Margin: log p(chosen) - log p(rejected)", "nats, mean of a question's pairs"),
+    "loss": ("Loss of held-out answers", "nats a token, mean of a question's answers"),
+}
+"""Title, and what the numbers are, of each metric whose values are drawn one beside the other."""
 _NAMES = {"mc1": "MC1", "accuracy": "Preference accuracy"}
 
 
@@ -32,7 +37,7 @@ class _Level(NamedTuple):
 
 
 def draw_results(outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
-    """Draws what there is data for: margins, accuracy by category, change of length; and all as evaluation.png.
+    """Draws what there is data for: margins, losses, accuracy by category, change of length; and all as evaluation.png.
 
     Args:
         outcomes: The held-out questions.
@@ -42,8 +47,9 @@ def draw_results(outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
         The files, the overview last; none where no question has values.
     """
     panels: dict[str, partial[None]] = {}
-    if with_margin := [each for each in outcomes if "margin" in each.after]:
-        panels["margins"] = partial(_draw_margins, outcomes=with_margin)
+    for name, metric in (("margins", "margin"), ("losses", "loss")):
+        if known := [each for each in outcomes if metric in each.after]:
+            panels[name] = partial(_draw_both, outcomes=known, metric=metric)
     if with_tokens := [each for each in outcomes if "tokens" in each.after]:
         panels["lengths"] = partial(_draw_lengths, outcomes=with_tokens)
     metric = "mc1" if any("mc1" in each.after for each in outcomes) else "accuracy"
@@ -61,14 +67,17 @@ def _layout(panels: Panels) -> list[list[str]]:
     return [["categories", name] for name in others] or [["categories"]]
 
 
-def _draw_margins(axes: Axes, outcomes: Sequence[Outcome]) -> None:
-    before, after = ([getattr(each, when)["margin"] for each in outcomes] for when in ("before", "after"))
+def _draw_both(axes: Axes, outcomes: Sequence[Outcome], metric: str) -> None:
+    """Draws how often each value is there, before and after."""
+    before, after = ([getattr(each, when)[metric] for each in outcomes] for when in ("before", "after"))
     edges = np.histogram_bin_edges([*before, *after], bins=_BINS)
     axes.hist(before, edges, color=GREY, alpha=0.6, label="before")
     axes.hist(after, edges, color=BLUE, alpha=0.6, label="after")
-    axes.axvline(0.0, color="black", linewidth=0.8)
-    axes.set_title("Margin: log p(chosen) - log p(rejected)", loc="left", fontsize=11)
-    axes.set_xlabel("nats, mean of a question's pairs")
+    title, unit = _HISTOGRAMS[metric]
+    if metric == "margin":
+        axes.axvline(0.0, color="black", linewidth=0.8)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel(unit)
     axes.set_ylabel("held-out questions")
     axes.legend(loc="best")
 

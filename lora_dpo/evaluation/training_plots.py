@@ -36,7 +36,7 @@ def read_metrics(file: Path) -> Entries:
 
 
 def draw_training(entries: Entries, folder: Path) -> list[Path]:
-    """Draws loss, reward margin, accuracy and learning rate, one PNG each, and all four as training.png.
+    """Draws the panels of a training, on pairs or on answers, one PNG each, and all of them as training.png.
 
     Args:
         entries: What `read_metrics` returned.
@@ -45,8 +45,10 @@ def draw_training(entries: Entries, folder: Path) -> list[Path]:
     Returns:
         The files.
     """
-    panels = {name: partial(draw, entries=entries) for name, draw in PANELS.items()}
-    return draw_panels(panels, folder, "training", _LAYOUT)
+    of_pairs = any("rewards/margins" in entry for entry in entries)
+    panels, layout = (PANELS, _LAYOUT) if of_pairs else (SFT_PANELS, _SFT_LAYOUT)
+    drawn = {name: partial(draw, entries=entries) for name, draw in panels.items()}
+    return draw_panels(drawn, folder, "training", layout)
 
 
 def _draw_loss(axes: Axes, entries: Entries) -> None:
@@ -64,6 +66,10 @@ def _draw_accuracy(axes: Axes, entries: Entries) -> None:
     axes.set_ylim(-0.02, 1.02)
 
 
+def _draw_token_accuracy(axes: Axes, entries: Entries) -> None:
+    _draw_metric(axes, entries, "mean_token_accuracy", "Tokens that are the most likely one")
+
+
 def _draw_learning_rate(axes: Axes, entries: Entries) -> None:
     _draw_metric(axes, entries, "learning_rate", "Learning rate")
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
@@ -76,7 +82,13 @@ PANELS: dict[str, Callable[[Any, Entries], None]] = {
     "accuracy": _draw_accuracy,
     "learning_rate": _draw_learning_rate,
 }
+SFT_PANELS: dict[str, Callable[[Any, Entries], None]] = {
+    "loss": _draw_loss,
+    "token_accuracy": _draw_token_accuracy,
+    "learning_rate": _draw_learning_rate,
+}
 _LAYOUT = (("loss", "reward_margin"), ("accuracy", "learning_rate"))
+_SFT_LAYOUT = (("loss", "token_accuracy", "learning_rate"),)
 
 
 def _draw_metric(axes: Axes, entries: Entries, key: str, title: str) -> None:

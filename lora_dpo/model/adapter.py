@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from lora_dpo.console import note
 from lora_dpo.errors import UserError, nearest
 from lora_dpo.hub_errors import explain_hub_error, offline_unless_reachable
+from lora_dpo.model.stacked import Update, merge_into_weights
 from lora_dpo.recipe.schema import AdapterSection
 
 if TYPE_CHECKING:
@@ -65,6 +66,31 @@ def continue_adapter(adapter: AdapterSection, model: PreTrainedModel) -> PeftMod
         UserError: There is no adapter, or it does not fit the model.
     """
     name = str(adapter.init_from)
+    _check_holds_adapter(name)
+    loaded = load_adapter(name, model, is_trainable=True)
+    _say_what_is_kept(adapter, loaded.peft_config["default"])
+    return loaded
+
+
+def merge_adapter(adapter: AdapterSection, model: PreTrainedModel) -> tuple[PreTrainedModel, dict[str, Update]]:
+    """Puts an existing adapter into the weights of the base model, in memory.
+
+    Args:
+        adapter: The recipe's adapter section; `init_from` is an adapter folder, a run folder or a Hub id.
+        model: The base model.
+
+    Returns:
+        The model with other weights, and what was added to each layer.
+
+    Raises:
+        UserError: There is no adapter, it does not fit the model, or is more than a sum of low-rank updates.
+    """
+    name = str(adapter.init_from)
+    _check_holds_adapter(name)
+    return merge_into_weights(load_adapter(name, model), name)
+
+
+def _check_holds_adapter(name: str) -> None:
     folder = adapter_folder(name)
     if folder is None and Path(name).expanduser().exists():
         raise UserError(
@@ -72,17 +98,29 @@ def continue_adapter(adapter: AdapterSection, model: PreTrainedModel) -> PeftMod
             why="There is no adapter_config.json in it, nor in a folder adapter/ below it.",
             fix="Give the folder of a finished run, or of a PEFT adapter.",
         )
+
+
+def load_adapter(name: str, model: PreTrainedModel, *, is_trainable: bool = False) -> PeftModel:
+    """Puts an adapter on its base model.
+
+    Args:
+        name: Adapter folder, run folder or Hub id.
+        model: The base model.
+        is_trainable: Whether it is to be trained further.
+
+    Raises:
+        UserError: It cannot be read, or does not fit the model.
+    """
+    folder = adapter_folder(name)
     try:
         with nullcontext() if folder else offline_unless_reachable():
-            loaded = PeftModel.from_pretrained(model, str(folder or name), is_trainable=True)
+            return PeftModel.from_pretrained(model, str(folder or name), is_trainable=is_trainable)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         explained = None if folder else explain_hub_error(error, name)
         raise explained or UserError(
             f"The adapter {name} cannot be put on this model: {str(error).splitlines()[0]}",
             fix="Use the base model that the adapter was trained on, and a complete copy of the adapter.",
         ) from error
-    _say_what_is_kept(adapter, loaded.peft_config["default"])
-    return loaded
 
 
 def adapter_folder(name: str) -> Path | None:

@@ -89,6 +89,11 @@ def _dpo_recipe(recipe: Recipe) -> Recipe:
     if recipe.sft.path is not None and recipe.adapter.init_from is None:
         run = sft_run(recipe)
         if recipe.adapter.method == "full":
+            if recipe.dpo.reference_model == "base":
+                raise UserError(
+                    "dpo.reference_model is base, but the SFT stage has trained the whole model, base included.",
+                    fix="Use dpo.reference_model=init, or adapter.method=lora.",
+                )
             model = recipe.model.model_copy(update={"name": str(run.model), "revision": None})
             return recipe.model_copy(update={"model": model})
         adapter = recipe.adapter.model_copy(update={"init_from": str(run.path)})

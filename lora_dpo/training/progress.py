@@ -17,12 +17,8 @@ from lora_dpo.console import err
 _SECONDS_BETWEEN_LINES = 10.0
 _NOT_METRICS = {"total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
 
-_SHOWN = {
-    "loss": "loss {:.3f}",
-    "rewards/margins": "margin {:+.3f}",
-    "rewards/accuracies": "accuracy {:.2f}",
-    "mean_token_accuracy": "tokens right {:.2f}",
-}
+_OF_PAIRS = {"loss": "loss {:.3f}", "rewards/margins": "margin {:+.3f}", "rewards/accuracies": "accuracy {:.2f}"}
+_OF_EXAMPLES = {"loss": "loss {:.3f}", "mean_token_accuracy": "token accuracy {:.2f}"}
 
 
 class TrainingLog(TrainerCallback):
@@ -147,7 +143,8 @@ def _finite(value: Any) -> Any:
 
 
 def _numbers(entry: dict[str, Any]) -> str:
-    numbers = "  ".join(form.format(entry[name]) for name, form in _SHOWN.items() if name in entry)
+    shown = _OF_PAIRS if "rewards/margins" in entry else _OF_EXAMPLES
+    numbers = "  ".join(form.format(entry[name]) for name, form in shown.items())
     rate = entry.get("tokens_per_second")
     return numbers if rate is None else f"{numbers}  {rate:,.0f} tok/s"
 

@@ -33,6 +33,7 @@ def provenance(recipe: Recipe, plan: BatchPlan, data: dict[str, Any], model: Pre
     """
     return {
         "schema_version": 1,
+        "stage": recipe.run.stage,
         "code": {"version": lora_dpo.__version__, "commit": _commit()},
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},

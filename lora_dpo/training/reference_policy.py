@@ -60,7 +60,7 @@ def reference_policy(trainer: DPOTrainer, recipe: Recipe) -> ReferencePolicy | N
         {
             "scoring_version": SCORING_VERSION,
             "weights": weights,
-            "adapter": adapter_hash(recipe.adapter.init_from),
+            **_adapter_below(recipe),
             "quantisation": None if quantisation is None else _as_json(quantisation),
             "weights_dtype": str(base.dtype).removeprefix("torch."),
             "autocast": trainer.accelerator.mixed_precision,
@@ -75,6 +75,15 @@ def adapter_hash(init_from: str | None) -> str | None:
     if init_from is None:
         return None
     return weights_hash(str(adapter_folder(init_from) or init_from), None, _BESIDE_THE_WEIGHTS)
+
+
+def _adapter_below(recipe: Recipe) -> dict[str, Any]:
+    """Returns which adapter is part of the reference, and whether it was rounded into the weights."""
+    adapter = recipe.adapter
+    if recipe.dpo.reference_model == "base":
+        return {"adapter": None}
+    merged = {"merged": True} if adapter.init_mode == "merge" else {}
+    return {"adapter": adapter_hash(adapter.init_from), **merged}
 
 
 def _tensors_hash(model: PreTrainedModel) -> str | None:

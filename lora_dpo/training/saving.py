@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import PartialState
 from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lora_dpo.model.stacked import Update, scaling_of, stacked, stacked_config, stacked_squares
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -38,7 +42,9 @@ class Measure:
         return f"{list(self.shape)} with norm {self.norm:.6g}"
 
 
-def save_policy(trainer: Trainer, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_policy(
+    trainer: Trainer, folder: Path, tokenizer: PreTrainedTokenizerBase, below: Mapping[str, Update] | None = None
+) -> None:
     """Writes the trained adapter, or the whole model, with the tokenizer, and compares the file with the live model.
 
     Every rank must call it: under ZeRO-3 and FSDP all of them take part, and rank 0 writes.
@@ -47,6 +53,7 @@ def save_policy(trainer: Trainer, folder: Path, tokenizer: PreTrainedTokenizerBa
         trainer: A trainer, after or during the training.
         folder: Where to; created.
         tokenizer: What is written beside it.
+        below: What was put into the weights before the training; it is saved as part of the adapter.
 
     Raises:
         RuntimeError: The file does not hold what was trained.
@@ -55,11 +62,34 @@ def save_policy(trainer: Trainer, folder: Path, tokenizer: PreTrainedTokenizerBa
     expected, state = measure(model), _gather(trained_tensors(model))
     if not trainer.is_world_process_zero():
         return
+    if below is not None:
+        expected = _save_stacked(model, folder, below, state, expected)
+        tokenizer.save_pretrained(folder)
+        check_saved(folder, expected)
+        return
     # A continued adapter has a frozen copy of itself beside it, named `ref`.
     only_trained = {"selected_adapters": [_TRAINED]} if isinstance(model, PeftModel) else {}
     model.save_pretrained(folder, state_dict=state, **only_trained)
     tokenizer.save_pretrained(folder)
     check_saved(folder, expected)
+
+
+def _save_stacked(
+    model: PeftModel,
+    folder: Path,
+    below: Mapping[str, Update],
+    state: Mapping[str, Tensor],
+    trained: Mapping[str, Measure],
+) -> dict[str, Measure]:
+    """Writes one adapter that is both what was put into the weights and what was trained; returns what it must be."""
+    names, scaling = names_in_file(model, state), scaling_of(model)
+    tensors = stacked(below, {names[name]: tensor for name, tensor in state.items()}, scaling)
+    config = stacked_config(model.peft_config[_TRAINED], below, scaling, tensors)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
+    squares = stacked_squares(below, {name: part.norm**2 for name, part in trained.items()}, scaling)
+    return {name: Measure(tuple(tensor.shape), math.sqrt(squares[name])) for name, tensor in tensors.items()}
 
 
 def measure(model: PreTrainedModel | PeftModel) -> dict[str, Measure]:

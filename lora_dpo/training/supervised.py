@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from datasets import Dataset
 from peft import PeftConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
 
 from lora_dpo.data.chat import TokenisedExample
 from lora_dpo.recipe.batch import BatchPlan
@@ -31,6 +33,7 @@ class SupervisedTrainer(GuardedTrainer, ResumableTrainer, PlannedExamples, SFTTr
         tokenizer: The model's tokenizer.
         peft_config: Configuration of the adapter; None trains the whole model.
         callbacks: Further callbacks.
+        reference: The model before, for the report, where the whole model is trained.
         session: This process's share in a run with checkpoints; None is a training that leaves none.
 
     Raises:
@@ -48,6 +51,7 @@ class SupervisedTrainer(GuardedTrainer, ResumableTrainer, PlannedExamples, SFTTr
         tokenizer: PreTrainedTokenizerBase,
         peft_config: PeftConfig | None,
         callbacks: list[TrainerCallback],
+        reference: PreTrainedModel | None = None,
         session: Session | None = None,
     ) -> None:
         self.session = session
@@ -60,7 +64,9 @@ class SupervisedTrainer(GuardedTrainer, ResumableTrainer, PlannedExamples, SFTTr
             peft_config=peft_config,
             callbacks=callbacks,
         )
-        set_adapter_dropout(self.model, recipe.adapter.dropout)
+        self.ref_model = None if reference is None else self._beside(reference)
+        for trained_or_before in filter(None, (self.model, self.ref_model)):
+            set_adapter_dropout(trained_or_before, recipe.adapter.dropout)
         reason = set_up_examples(self, batching_of(recipe, plan), trees=recipe.train.trees != "off")
         say_why_not(reason, recipe, plan)
         self.guard(
@@ -69,6 +75,14 @@ class SupervisedTrainer(GuardedTrainer, ResumableTrainer, PlannedExamples, SFTTr
             skip=recipe.train.on_nan == "skip",
             adapter=recipe.adapter.method != "full",
         )
+
+    def _beside(self, reference: PreTrainedModel) -> torch.nn.Module:
+        """Returns a model that is only read, divided as the trained one will be; TRL does so with a DPO reference."""
+        if self.is_deepspeed_enabled:
+            return prepare_deepspeed(reference, self.accelerator)
+        if self.is_fsdp_enabled:
+            return prepare_fsdp(reference, self.accelerator)
+        return self.accelerator.prepare_model(reference, evaluation_mode=True)
 
 
 def _as_dataset(examples: list[TokenisedExample]) -> Dataset:

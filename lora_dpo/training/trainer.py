@@ -22,7 +22,7 @@ from lora_dpo.training.dropout import set_adapter_dropout
 from lora_dpo.training.guarded import GuardedTrainer
 from lora_dpo.training.reference import ReferenceCache
 from lora_dpo.training.resumable import ResumableTrainer, Session
-from lora_dpo.training.zero_margin import check_first_loss
+from lora_dpo.training.zero_margin import check_first_loss, check_first_loss_is_apart
 from lora_dpo.tree.hf import Batching, PlannedTrainer, check_model, set_up
 from lora_dpo.tree.ragged import Ragged
 from lora_dpo.tree.sequences import Distinct
@@ -80,6 +80,8 @@ class PreferenceTrainer(GuardedTrainer, ResumableTrainer, PlannedTrainer, DPOTra
             peft_config=peft_config,
             callbacks=callbacks,
         )
+        if recipe.dpo.reference_model == "base" and "ref" in getattr(self.model, "peft_config", {}):
+            self.model.delete_adapter("ref")  # TRL's copy of the adapter; without it the reference has none
         for trained_or_reference in filter(None, (self.model, self.ref_model)):
             set_adapter_dropout(trained_or_reference, recipe.adapter.dropout)
         self._set_up_trees(plan)
@@ -125,8 +127,16 @@ class PreferenceTrainer(GuardedTrainer, ResumableTrainer, PlannedTrainer, DPOTra
                 if self.aux_loss_enabled:  # a mixture of experts adds its router's loss, which depends on the data
                     means, _ = self.tallies["train"].means(lambda totals: totals)
                     value -= self.router_aux_loss_coef * means["aux_loss"]
-                check_first_loss(value, self._recipe.dpo, choose_dtype(self._recipe.model.dtype))
+                self._check_first_loss(value)
         return loss
+
+    def _check_first_loss(self, loss: float) -> None:
+        recipe = self._recipe
+        dtype, init_from = choose_dtype(recipe.model.dtype), recipe.adapter.init_from
+        if recipe.dpo.reference_model == "base" and init_from is not None:
+            check_first_loss_is_apart(loss, recipe.dpo, dtype, init_from)
+        else:
+            check_first_loss(loss, recipe.dpo, dtype)
 
 
 def batching_of(recipe: Recipe, plan: BatchPlan) -> Batching:

@@ -1,4 +1,4 @@
-"""What each loss must be before the first update, when policy and reference are the same."""
+"""What each loss must be before the first update: known where policy and reference are the same, and not where not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from lora_dpo.errors import UserError
 from lora_dpo.recipe.schema import DPOSection
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+_SAME = {torch.float32: 1e-5, torch.float16: 1e-4, torch.bfloat16: 1e-3}
+"""How near to the zero-margin value no loss comes by chance where policy and reference differ."""
 
 
 def zero_margin_loss(dpo: DPOSection) -> float | None:
@@ -70,3 +72,31 @@ def check_first_loss(loss: float, dpo: DPOSection, dtype: torch.dtype) -> None:
             "a wrong reference, an active dropout, reference log-probs of another model, or broken numerics.",
             fix="Nothing was trained. Check model, adapter.init_from and train.trl; NaN points at model.dtype.",
         )
+
+
+def check_first_loss_is_apart(loss: float, dpo: DPOSection, dtype: torch.dtype, init_from: str) -> None:
+    """Stops a run whose first loss shows that policy and reference are one, though the reference is to be the base.
+
+    With `dpo.reference_model: base` the policy begins with an adapter that the reference lacks. The first loss then
+    depends on the data; all that is known of it is that it is not the zero-margin value.
+
+    Args:
+        loss: Mean loss of the first micro-batch, before any update.
+        dpo: The recipe's loss section.
+        dtype: Precision of the forward pass.
+        init_from: The adapter.
+
+    Raises:
+        UserError: The loss is the zero-margin value, or no number.
+    """
+    same = zero_margin_loss(dpo)
+    if not math.isfinite(loss):
+        raise UserError(f"The first loss is {loss}.", fix="Nothing was trained. NaN points at model.dtype.")
+    if same is None or abs(loss - same) > _SAME[dtype] * max(1.0, abs(same)):
+        return
+    raise UserError(
+        f"The first loss is {loss:.6f}, so policy and reference are the same; but dpo.reference_model is base.",
+        why=f"The policy begins with {init_from}, which the base lacks. So that adapter changes nothing, was not "
+        "taken up, or the reference has it too.",
+        fix="Nothing was trained. Look at adapter.init_from; an adapter that was never trained is the base itself.",
+    )
