@@ -64,9 +64,7 @@ def merge_into_weights(model: PeftModel, name: str) -> tuple[PreTrainedModel, di
             added = (update.b @ update.a).to(weight.device)
             added = added.T if layer.fan_in_fan_out else added  # GPT-2 keeps its weights the other way round
             weight.copy_((weight.float() + added).to(weight.dtype))
-    base = model.unload()
-    del base.peft_config  # PEFT would warn of a second adapter
-    return base, updates
+    return model.unload(), updates
 
 
 def stacked(
