@@ -15,9 +15,11 @@ from lora_dpo.data.pair import group_of
 from lora_dpo.errors import UserError
 from lora_dpo.evaluation.load import load_run
 from lora_dpo.pipeline import align, evaluate_run
+from lora_dpo.recipe.loading import load_recipe
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.recipe.stages import stage_recipe
+from tests.distributed.runs import MODES, SmallRun
 from tests.small import small_recipe
 
 QUESTIONS = 20
@@ -106,18 +108,25 @@ def test_it_is_measured_again_from_its_folder(sft: RunFolder) -> None:
     assert report_of(sft)["sft"] == before["sft"]
 
 
-def test_the_dpo_stage_begins_with_it(sft: RunFolder, tiny_models) -> None:
-    folder = sft.path.parent.parent
-    recipe = stage_recipe(both_stages(tiny_models("tinyllama"), folder), "dpo")
+@pytest.mark.parametrize(("mode", "rank"), [("continue", 4), ("merge", 8)])
+def test_the_dpo_stage_begins_with_it(mode: str, rank: int, sft: RunFolder, tiny_models) -> None:
+    folder, model = sft.path.parent.parent, tiny_models("tinyllama")
+    recipe = stage_recipe(both_stages(model, folder, adapter={"init_mode": mode}), "dpo")
     assert recipe.adapter.init_from == str(sft.path)
-    run = RunFolder(align(recipe))
+    run = RunFolder(align(recipe, overwrite=True))
     first = json.loads(run.metrics.read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(0.693147, abs=1e-5)
     learnt = {group_of(one.prompt) for one in read_examples(sft.data / "examples.jsonl")["train"]}
     tested = {group_of(pair.prompt) for pair in read_pairs(run.data / "pairs.jsonl")["test"]}
     assert tested
     assert not learnt & tested
-    assert report_of(run)["stage"] == "dpo"
+    assert json.loads((run.adapter / "adapter_config.json").read_text())["r"] == rank
+    before = report_of(run)
+    assert before["stage"] == "dpo"
+    evaluate_run(run, load_run(run), "chat")  # from the saved adapter, on the original base
+    for when in ("before", "after"):
+        found = report_of(run)["preference"]["margin"][when]
+        assert found == pytest.approx(before["preference"]["margin"][when], abs=1e-4)
 
 
 def test_a_test_split_that_was_learnt_is_refused(sft: RunFolder, tiny_models) -> None:
@@ -132,3 +141,32 @@ def test_a_test_split_that_was_learnt_is_refused(sft: RunFolder, tiny_models) ->
 def test_the_dpo_stage_waits_for_it(tiny_models, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="where no SFT stage has gone through.*\n.*sft.path.*\nRun `lora-dpo sft`"):
         align(stage_recipe(both_stages(tiny_models("tinyllama"), tmp_path), "dpo"))
+
+
+def test_a_whole_model_is_taught_and_aligned(tiny_models, tmp_path: Path) -> None:
+    recipe = both_stages(tiny_models("tinyllama"), tmp_path, adapter={"method": "full"}, evaluation={"samples": 0})
+    first = RunFolder(align(stage_recipe(recipe, "sft")))
+    loss = report_of(first)["sft"]["loss"]
+    assert loss["after"] < loss["before"] - 0.1
+    aligned = stage_recipe(recipe, "dpo")
+    assert aligned.model.name == str(first.model)
+    metrics = RunFolder(align(aligned)).metrics.read_text().splitlines()
+    assert json.loads(metrics[0])["loss"] == pytest.approx(0.693147, abs=1e-5)
+
+
+def test_killed_and_resumed_is_never_killed(tiny_models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The killed process is one of its own; the others run here, with as many threads."""
+    torch.set_num_threads(1)
+    model = tiny_models("llama")
+    outcomes = []
+    for name in ("killed", "plain"):
+        run = SmallRun(tmp_path / name, model, "sft")
+        if name == "killed":
+            done = run.start(MODES["single"], fault={"kind": "kill", "at": "step", "number": 5})
+            assert done.returncode != 0
+            assert run.checkpoints() == [3]
+        monkeypatch.chdir(run.folder)
+        assert align(stage_recipe(load_recipe("recipe.yaml"), "sft")).resolve() == run.path
+        outcomes.append(run.outcome())
+    assert outcomes[0] == outcomes[1]
+    assert json.loads((tmp_path / "killed" / "runs" / "small-sft" / "provenance.json").read_text())["resumed"]

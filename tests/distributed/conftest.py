@@ -14,7 +14,7 @@ def undisturbed(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
     def run_of(mode: Mode) -> SmallRun:
         if mode not in runs:
-            runs[mode] = SmallRun(tmp_path_factory.mktemp("plain"), tiny_models(mode.architecture))
+            runs[mode] = SmallRun(tmp_path_factory.mktemp("plain"), tiny_models(mode.architecture), mode.stage)
             done = runs[mode].start(mode)
             assert done.returncode == 0, done.stderr[-3000:]
         return runs[mode]

@@ -1,4 +1,4 @@
-"""Runs `lora_dpo.dpo` as it is, but for one fault that strikes this process at a given moment.
+"""Runs `lora_dpo.dpo` (or, with STAGE=sft, `lora_dpo.sft`) but for one fault that strikes at a given moment.
 
     FAULT='{"kind": "kill", "at": "step", "number": 3, "ranks": [1]}' python tests/distributed/faulty.py RECIPE
 
@@ -11,6 +11,7 @@ batches of the reference pass), step (while the step after `number` steps is com
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -33,11 +34,10 @@ def main() -> None:
     if fault and rank in fault.get("ranks", [rank]):
         MOMENTS[fault["at"]](fault["kind"], fault.get("number", 0))
     from lora_dpo import preparation
-    from lora_dpo.dpo import main as train
     from tests.distributed.train_small import as_on_gpus
 
     before(preparation, "check_world", lambda *args: as_on_gpus())
-    train(sys.argv[1:])
+    importlib.import_module(f"lora_dpo.{os.environ.get('STAGE', 'dpo')}").main(sys.argv[1:])
 
 
 def strike(kind: str) -> None:
@@ -66,20 +66,20 @@ def before(owner: Any, name: str, action: Callable[..., None]) -> None:
 
 
 def at_step(kind: str, number: int) -> None:
-    from lora_dpo.training.trainer import PreferenceTrainer
+    from lora_dpo.training.guarded import GuardedTrainer
 
     if kind == "nan":
-        plain = PreferenceTrainer.training_step
+        plain = GuardedTrainer.training_step
 
         def training_step(self: Any, model: Any, inputs: Any, *args: Any) -> Any:
             if self.state.global_step == number:
                 inputs = {**inputs, "pair_weights": inputs["pair_weights"] * float("nan")}
             return plain(self, model, inputs, *args)
 
-        PreferenceTrainer.training_step = training_step
+        GuardedTrainer.training_step = training_step
     else:
         before(
-            PreferenceTrainer,
+            GuardedTrainer,
             "training_step",
             lambda self, *args: strike(kind) if self.state.global_step == number else None,
         )
@@ -119,9 +119,9 @@ def at_reference(kind: str, number: int) -> None:
 
 
 def at_data(kind: str, number: int) -> None:
-    from lora_dpo import pipeline
+    from lora_dpo import preparation
 
-    before(pipeline, "plan_steps", lambda *args: strike(kind))
+    before(preparation, "plan_steps", lambda *args: strike(kind))
 
 
 def hit(trainer: Any, kind: str, number: int) -> None:

@@ -18,7 +18,14 @@ import yaml
 from tests.process import ROOT
 
 SAVE_STEPS = 3
-WALL_TIMES = ("tokens_per_second", "pairs_per_second", "runtime", "samples_per_second", "steps_per_second")
+WALL_TIMES = (
+    "tokens_per_second",
+    "pairs_per_second",
+    "examples_per_second",
+    "runtime",
+    "samples_per_second",
+    "steps_per_second",
+)
 FAULTY = ROOT / "tests" / "distributed" / "faulty.py"
 
 
@@ -40,12 +47,14 @@ class Mode:
         world: Processes.
         config: File of accelerate_configs/ that starts them.
         words: Overrides of the recipe.
+        stage: Of the recipe.
     """
 
     architecture: str
     world: int = 1
     config: str = "single"
     words: tuple[str, ...] = ()
+    stage: str = "dpo"
 
     @property
     def launcher(self) -> list[str]:
@@ -74,13 +83,15 @@ class SmallRun:
     Args:
         folder: Where recipe, data and run go.
         model: Folder of a tiny model.
+        stage: Of the recipe; an SFT stage learns the chosen answers.
         sections: Sections of the recipe that replace or add keys.
     """
 
-    def __init__(self, folder: Path, model: Path, **sections: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, model: Path, stage: str = "dpo", **sections: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.path = folder / "runs" / "small"
+        self.stage = stage
+        self.path = folder / "runs" / ("small-sft" if stage == "sft" else "small")
         rows = [
             {"prompt": f"What is {n}?", "chosen": "one " * (1 + n % 5), "rejected": "Two." + " So they say." * (n % 3)}
             for n in range(24)
@@ -102,6 +113,8 @@ class SmallRun:
             "evaluation": {"samples": 1, "max_new_tokens": 2},
             "run": {"name": "small"},
         }
+        if stage == "sft":
+            values["sft"] = {"path": "data.jsonl", "epochs": 3, "learning_rate": 1e-2, "max_length": 128}
         for section, keys in sections.items():
             values[section] = {**values.get(section, {}), **keys}
         (folder / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -131,6 +144,7 @@ class SmallRun:
             "LORA_DPO_CACHE": str(self.folder / "cache"),  # where other runs have computed nothing
             "CUDA_VISIBLE_DEVICES": "",
             "FAULT": json.dumps(fault or {}),
+            "STAGE": self.stage,
             **environment,
         }
         return subprocess.Popen(
@@ -151,7 +165,7 @@ class SmallRun:
         return {
             "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
             "metrics": metrics,
-            "report": {key: report[key] for key in ("multiple_choice", "preference", "samples")},
+            "report": {key: report[key] for key in ("multiple_choice", "preference", "sft", "samples")},
         }
 
     def checkpoints(self) -> list[int]:
