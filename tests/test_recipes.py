@@ -21,6 +21,7 @@ from lora_dpo.pipeline import align
 from lora_dpo.recipe.loading import all_keys, load_recipe
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
+from lora_dpo.recipe.stages import stage_recipe
 from tests.conftest import REPOSITORY
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
@@ -33,6 +34,7 @@ ARCHITECTURE = {
     "llama31_8b_preferences": "llama",
     "smollm2_truthfulqa": "llama",
     "tinyllama_sft_dpo": "tinyllama",
+    "smollm2_sft_dpo": "llama",
 }
 TRAINED = [(name, architecture, ()) for name, architecture in ARCHITECTURE.items()]
 TRAINED.append(("gpt2_ultrafeedback", "gptj", ()))  # another model name is the one override that it needs
@@ -85,6 +87,15 @@ def data_for(recipe: str, folder: Path) -> Path:
     return write_jsonl(folder / "pairs.jsonl", rows)
 
 
+def answers_for(recipe: str, pairs: Path, folder: Path) -> Path:
+    """Writes what a recipe's SFT stage learns: questions and answers, or the preferences themselves."""
+    if recipe != "tinyllama_sft_dpo":
+        return pairs
+    with (folder / "answers.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("question", "answer"), *((question, right) for question, right, _ in QUESTIONS)])
+    return folder / "answers.csv"
+
+
 def overrides_for(name: str, model: Path, folder: Path) -> list[str]:
     data = "bundled/misconceptions" if name == "quickstart" else data_for(name, folder)
     overrides = [
@@ -103,6 +114,8 @@ def overrides_for(name: str, model: Path, folder: Path) -> list[str]:
         "dpo.max_length=256",
         f"run.folder={folder / 'runs'}",
     ]
+    if name.endswith("_sft_dpo"):
+        overrides += [f"sft.path={answers_for(name, data, folder)}", "sft.max_steps=2", "sft.max_length=256"]
     return overrides + (["data.limit=120"] if name == "quickstart" else [])
 
 
@@ -167,7 +180,12 @@ def test_recipe_trains(
     name: str, architecture: str, extra: tuple[str, ...], shipped, tiny_models, tmp_path: Path
 ) -> None:
     model = tiny_models(architecture)
-    recipe = load_recipe(shipped(name), [*overrides_for(name, model, tmp_path), *extra])
+    written = load_recipe(shipped(name), [*overrides_for(name, model, tmp_path), *extra])
+    if written.sft.path is not None:
+        taught = RunFolder(align(stage_recipe(written, "sft")))
+        assert taught.path == tmp_path / "runs" / f"{name}-sft"
+        assert json.loads(taught.report_json.read_text())["sft"]["n_groups"] == 3
+    recipe = stage_recipe(written, "dpo")
     folder = align(recipe)
 
     run = RunFolder.open(folder)
@@ -186,8 +204,8 @@ def test_recipe_trains(
     assert not [file for file in folder.rglob("*partial*")]
 
     report = json.loads(run.report_json.read_text())
-    measured = ["multiple_choice", "preference", "generation", "cost", "examples", "samples", "caveats"]
-    assert list(report) == ["schema_version", "run", "model", "verdict", "training", "data", *measured]
+    measured = ["multiple_choice", "preference", "generation", "cost", "sft", "examples", "samples", "caveats"]
+    assert list(report) == ["schema_version", "run", "stage", "model", "verdict", "training", "data", *measured]
     assert report["training"]["steps"] == 2
     assert (report["multiple_choice"] is not None) == has_questions
     assert len(report["samples"]) == 2
@@ -214,6 +232,8 @@ def check_adapter_with_plain_peft(recipe: Recipe, run: RunFolder, model: Path, r
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     tuned = PeftModel.from_pretrained(base, run.adapter).eval()
+    if recipe.adapter.init_from is not None:  # what it began with is the reference, and so "before"
+        tuned.load_adapter(Path(recipe.adapter.init_from) / "adapter", "ref")
     assert any(value.abs().max() > 0 for name, value in tuned.named_parameters() if "lora_B" in name), "nothing learnt"
     encoder = TurnEncoder(AutoTokenizer.from_pretrained(run.adapter), recipe.model.template)
     test = list(encoder.encode(read_pairs(run.data / "pairs.jsonl")["test"]))
