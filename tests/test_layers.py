@@ -26,7 +26,9 @@ def test_imports_go_downwards_only():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["quickstart", "--help"], ["dpo", "--help"], ["schema"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["quickstart", "--help"], ["dpo", "--help"], ["sft", "--help"], ["schema"]]
+)
 def test_the_command_line_answers_without_the_heavy_libraries(arguments):
     code = f"import sys\nsys.argv = ['lora-dpo', *{arguments}]\nfrom lora_dpo.cli import main\n"
     assert (

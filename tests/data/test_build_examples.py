@@ -29,10 +29,10 @@ def preferences(folder: Path, numbers: range = range(COUNT)) -> str:
     return write(folder, f"pairs{numbers.start}.jsonl", rows)
 
 
-def recipe(data: str, sft: Any, **more: Any) -> Recipe:
+def recipe(pairs: str, sft: Any, **more: Any) -> Recipe:
     values = {
         "model": {"name": "tiny"},
-        "data": {"path": data, "split": {"test": 0.25, "validation": 0.1}, **more.pop("data", {})},
+        "data": {"path": pairs, "split": {"test": 0.25, "validation": 0.1}, **more.pop("data", {})},
         "sft": {"path": sft, "max_length": 64, **more},
         "run": {"name": "r", "stage": "sft"},
     }

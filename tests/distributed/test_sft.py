@@ -13,13 +13,14 @@ from tests.machine import needs_deepspeed
 
 pytestmark = pytest.mark.slow
 
+ZERO3 = replace(MODES["zero3"], stage="sft")
 DDP = replace(MODES["ddp"], stage="sft")
 EXACT = {"weights", "metrics", "report"}
 
 
 @pytest.mark.parametrize(
     "mode",
-    [DDP, pytest.param(replace(MODES["zero3"], stage="sft"), marks=needs_deepspeed)],
+    [DDP, pytest.param(ZERO3, marks=needs_deepspeed)],
     ids=["ddp", "zero3"],
 )
 def test_two_processes_train_as_one(mode: Mode, undisturbed) -> None:

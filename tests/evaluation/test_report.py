@@ -87,6 +87,7 @@ def test_json_keys_are_stable(report: Report) -> None:
     assert content == {
         "schema_version": 2,
         "run": "small",
+        "stage": "dpo",
         "model": "org/model",
         "verdict": NO_DIFFERENCE,
         "training": TRAINING,
@@ -95,6 +96,7 @@ def test_json_keys_are_stable(report: Report) -> None:
         "preference": json.loads(json.dumps(PREFERENCE)),
         "generation": json.loads(json.dumps(GENERATION)),
         "cost": COST,
+        "sft": None,
         "examples": {"improved": [EXAMPLE], "worse": []},
         "samples": SAMPLES,
         "caveats": ["Mind [this].", "4 held-out questions are few: mind the intervals, not the differences."],

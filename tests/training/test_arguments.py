@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from trl import SFTConfig
 
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.batch import BatchPlan, plan_batches
 from lora_dpo.recipe.schema import Recipe
+from lora_dpo.recipe.stages import stage_recipe
 from lora_dpo.training.arguments import check_extra_arguments, steps_per_epoch, training_arguments
 
 cpu_only = pytest.mark.skipif(torch.cuda.is_available(), reason="says what a CPU gets")
@@ -209,3 +211,39 @@ def test_what_trl_itself_refuses_is_said() -> None:
 def test_a_tracker_that_is_not_there_is_refused(name: str, words: str) -> None:
     with pytest.raises(UserError, match=re.escape(words)):
         arguments(recipe(train={"report_to": [name]}))
+
+
+@cpu_only
+def test_the_sft_stage_s_keys_reach_trl() -> None:
+    given = recipe(
+        sft={"path": "a.csv", "learning_rate": 3e-4, "epochs": 3, "max_steps": 8, "trl": {"loss_type": "dft"}},
+        train={
+            "learning_rate": 1e-6,
+            "scheduler": "cosine",
+            "gradient_checkpointing": True,
+            "trl": {"sync_ref_model": 0},
+        },
+        dpo={"reference": "live"},
+    )
+    made = arguments(stage_recipe(given, "sft"))
+    assert isinstance(made, SFTConfig)
+    assert (made.learning_rate, made.num_train_epochs, made.max_steps) == (3e-4, 3, 8)
+    assert (made.loss_type, made.lr_scheduler_type, made.gradient_checkpointing) == ("dft", "cosine", True)
+    assert (made.max_length, made.packing, made.padding_free) == (None, False, False)
+    assert made.dataset_kwargs == {"skip_prepare_dataset": True}
+    assert made.average_tokens_across_devices
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"packing": True}, "sft.trl.packing is set by the recipe.\nUse train.trees instead"),
+        ({"learning_rate": 1}, "sft.trl.learning_rate is set by the recipe.\nUse sft.learning_rate instead"),
+        ({"max_length": 1}, "Use sft.max_length instead"),
+        ({"beta": 0.1}, "sft.trl.beta is no argument of TRL's SFTConfig"),
+        ({"activation_offload": True}, "Did you mean 'activation_offloading'"),
+    ],
+)
+def test_sft_arguments_that_are_no_business_of_trl(extra: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_extra_arguments(stage_recipe(recipe(sft={"path": "a.csv", "trl": extra}), "sft"))
