@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # Sourced by dpo_*.sh and multi_node.sh: what is around their one `accelerate launch`.
 
+# The recipe's stage: dpo, or sft.
+stage="${STAGE:-dpo}"
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
 [[ ! -d "$root/.venv/bin" ]] || PATH="$root/.venv/bin:$PATH"
 
@@ -42,6 +44,11 @@ asked_for() {
     [[ "$1" != qlora ]] || overrides+=(adapter.method=qlora)
 }
 
+# The recipe's key for further arguments of TRL.
+further_arguments() {
+    [[ "$stage" == sft ]] && echo sft.trl || echo train.trl
+}
+
 # start_dpo STRATEGY RECIPE [section.key=value ...]: one process a GPU of this machine; without GPUs two on the CPU.
 start_dpo() {
     local strategy="$1" gpus
@@ -77,5 +84,5 @@ start_dpo_on() {
     asked_for "$strategy"
     share_cores "$processes"
     set -x
-    exec accelerate launch "${flags[@]}" -m lora_dpo.dpo "$@" "${overrides[@]}"
+    exec accelerate launch "${flags[@]}" -m "lora_dpo.$stage" "$@" "${overrides[@]}"
 }

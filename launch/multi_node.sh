@@ -35,10 +35,10 @@ share_cores "$each"
 if ((gpus == 0)); then
     # `accelerate launch` forms no process group on CPUs of several nodes; torchrun does.
     asked_for "$strategy"
-    [[ "$strategy" != zero* ]] || overrides+=("train.trl.deepspeed=$root/ds_configs/$strategy.json")
+    [[ "$strategy" != zero* ]] || overrides+=("$(further_arguments).deepspeed=$root/ds_configs/$strategy.json")
     set -x
     exec torchrun --nnodes "$nodes" --node_rank "$node" --nproc_per_node "$each" --master_addr "$head" \
-        --master_port "$port" -m lora_dpo.dpo "$@" "${overrides[@]}"
+        --master_port "$port" -m "lora_dpo.$stage" "$@" "${overrides[@]}"
 fi
 start_dpo_on "$strategy" $((nodes * each)) \
     --num_machines "$nodes" --machine_rank "$node" --main_process_ip "$head" --main_process_port "$port" -- "$@"

@@ -155,6 +155,18 @@ def test_a_whole_model_is_taught_and_aligned(tiny_models, tmp_path: Path) -> Non
     assert json.loads(metrics[0])["loss"] == pytest.approx(0.693147, abs=1e-5)
 
 
+@pytest.mark.slow
+def test_4_bit_weights_are_taught_and_aligned(tiny_models, tmp_path: Path) -> None:
+    recipe = both_stages(tiny_models("tinyllama"), tmp_path, adapter={"method": "qlora"}, evaluation={"samples": 0})
+    first = RunFolder(align(stage_recipe(recipe, "sft")))
+    loss = report_of(first)["sft"]["loss"]
+    assert loss["after"] < loss["before"] - 0.1
+    second = RunFolder(align(stage_recipe(recipe, "dpo")))
+    assert json.loads(second.metrics.read_text().splitlines()[0])["loss"] == pytest.approx(0.693147, abs=1e-3)
+    margins = report_of(second)["preference"]["margin"]
+    assert margins["before"] != margins["after"]
+
+
 def test_killed_and_resumed_is_never_killed(tiny_models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The killed process is one of its own; the others run here, with as many threads."""
     torch.set_num_threads(1)

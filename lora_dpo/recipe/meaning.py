@@ -15,7 +15,7 @@ MAY_CHANGE = (
     "train.strategy", "train.trees", "train.micro_batch_size", "train.gradient_checkpointing",
     "train.evals_per_epoch", "train.eval_steps", "train.save_steps",
     "train.keep_checkpoints", "train.max_hours", "train.on_nan", "train.hang_timeout", "train.logging_steps",
-    "train.report_to", "train.trl.deepspeed", "run.name", "run.folder", "run.resume",
+    "train.report_to", "train.trl.deepspeed", "sft.trl.deepspeed", "run.name", "run.folder", "run.resume",
 )  # fmt: skip
 """Sections and keys that leave the trained model the same, up to rounding."""
 _OF_OTHER_STAGES: dict[Stage, tuple[str, ...]] = {

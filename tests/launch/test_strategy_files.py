@@ -117,6 +117,14 @@ def test_the_line_on_a_node_of_a_slurm_job(tmp_path: Path) -> None:
     assert "Set PROCESSES_PER_NODE" in none.stderr
 
 
+def test_the_line_of_an_sft_stage(tmp_path: Path) -> None:
+    done = call(SCRIPTS_BY_NAME["dpo_ddp"], "a.yaml", folder=tmp_path, CUDA_VISIBLE_DEVICES="0,1", STAGE="sft")
+    assert done.stdout.endswith("--num_processes 2 -m lora_dpo.sft a.yaml train.strategy=ddp\n")
+    node = {"PROCESSES_PER_NODE": "2", "CUDA_VISIBLE_DEVICES": "", "STAGE": "sft"}
+    done = call(SCRIPTS_BY_NAME["multi_node"], "zero2", "a.yaml", folder=tmp_path, **node)
+    assert "-m lora_dpo.sft a.yaml train.strategy=zero2 sft.trl.deepspeed=" in done.stdout
+
+
 @pytest.mark.slow
 def test_two_nodes_on_this_machine_s_cpu(tiny_models, tmp_path: Path) -> None:
     """Two calls of the script, as srun makes them, train one model together."""
