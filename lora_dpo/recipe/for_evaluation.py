@@ -13,10 +13,11 @@ from lora_dpo.recipe.yaml_source import parse_value
 _MEASURES = ("evaluation",)
 _READING = (
     "data.columns", "data.pairs", "data.min_margin", "data.limit", "data.over_length", "data.on_bad_row",
+    "dpo.max_length",
 )  # fmt: skip
 _LOADING = (
     "model.revision", "model.dtype", "model.attention", "model.template", "model.trust_remote_code",
-    "dpo.beta", "dpo.max_length",
+    "dpo.beta",
 )  # fmt: skip
 
 
