@@ -23,6 +23,7 @@ from lora_dpo.evaluation.prompts import PromptStyle
 from lora_dpo.evaluation.report import Report, print_report, show_finished, write_report
 from lora_dpo.evaluation.work import Work, kept_values
 from lora_dpo.files import partial_path, replace_folder, write_json
+from lora_dpo.model.base_record import write_base_record
 from lora_dpo.preparation import Loaded, Setting, check_launch, load, make_trainer, prepare_setting
 from lora_dpo.recipe.loading import to_yaml
 from lora_dpo.recipe.reference import check_reference_is_kept
@@ -143,8 +144,15 @@ def _train(
     _leave_if(trainer.stopped_by or stop.asked(), stop)  # it may have come too late for the last step
     target = run.model if recipe.adapter.method == "full" else run.adapter
     save_policy(trainer, partial_path(target), setting.tokenizer)
-    on_first(lambda: replace_folder(partial_path(target), target))
+    on_first(lambda: _put_in_place(run, target))
     return trainer
+
+
+def _put_in_place(run: RunFolder, target: Path) -> None:
+    """Renames what was trained to its place, with a word on its base, which it keeps wherever it is copied to."""
+    known = json.loads(run.provenance.read_text(encoding="utf-8"))
+    write_base_record(partial_path(target), known["model"])
+    replace_folder(partial_path(target), target)
 
 
 def _fill_reference(
