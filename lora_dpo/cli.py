@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lora_dpo import __version__
-from lora_dpo.console import STOPPED_EXIT_CODE, err, errors_end_the_program, out, set_up_logging
+from lora_dpo.console import errors_end_the_program, out, set_up_logging
 from lora_dpo.credentials import load_token
 
 app = typer.Typer(
@@ -51,7 +51,7 @@ def _options(
 @app.command(epilog="Example: lora-dpo quickstart train.epochs=4 run.name=longer")
 def quickstart(context: typer.Context, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """Align a small real model on this machine, start to end, in a few minutes."""
-    _train(context, "quickstart", overrides, overwrite, processes=1, dry_run=False)
+    _train(context, "quickstart", overrides, overwrite=overwrite, processes=1)
 
 
 @app.command(
@@ -103,7 +103,15 @@ def dpo(
 
     The same command again goes on with a run that was interrupted, and shows the report of one that is finished.
     """
-    _train(context, recipe, overrides, overwrite, processes=processes, dry_run=dry_run, reference_only=reference_only)
+    _train(
+        context,
+        recipe,
+        overrides,
+        overwrite=overwrite,
+        processes=processes,
+        dry_run=dry_run,
+        reference_only=reference_only,
+    )
 
 
 @app.command(
@@ -127,12 +135,11 @@ def evaluate(
 
 @app.command(epilog="Example: lora-dpo plot runs/quickstart")
 def plot(run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
-    """Draw a run's training pictures again from its metrics.jsonl."""
-    from lora_dpo.evaluation.plots import draw_training, read_metrics
+    """Draw the pictures of a run's training and evaluation again."""
+    from lora_dpo.evaluation.plots import draw_run
     from lora_dpo.recipe.run_folder import RunFolder
 
-    folder = RunFolder.open(run)
-    for file in draw_training(read_metrics(folder.metrics), folder.plots):
+    for file in draw_run(RunFolder.open(run)):
         out.print(str(file), soft_wrap=True)
 
 
@@ -144,54 +151,10 @@ def schema() -> None:
     sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
 
 
-def _train(
-    context: typer.Context,
-    recipe: str,
-    overrides: list[str] | None,
-    overwrite: bool,
-    *,
-    processes: int | None,
-    dry_run: bool,
-    reference_only: bool = False,
-) -> None:
-    import shlex
+def _train(context: typer.Context, recipe: str, overrides: list[str] | None, **options: Any) -> None:
+    from lora_dpo.cluster.start import Request, train
 
-    from lora_dpo.cluster.launch import plan_launch
-    from lora_dpo.cluster.supervise import run_launch
-    from lora_dpo.recipe.loading import load_recipe
-    from lora_dpo.recipe.reference import check_reference_is_kept
-    from lora_dpo.recipe.resume import resume_folder
-    from lora_dpo.recipe.run_folder import RunFolder
-
-    words = [recipe, *(overrides or ())]
-    checked = load_recipe(recipe, overrides or ())
-    run = RunFolder.of(checked)
-    if reference_only:
-        check_reference_is_kept(checked)
-    elif run.is_finished(checked) and not overwrite:
-        from lora_dpo.evaluation.report import show_finished
-
-        show_finished(run)
-        return
-    else:
-        run.check_free(checked, overwrite=overwrite)
-        if overwrite or not run.began_with(checked.run.resume):  # else the folder may have gone since
-            resume_folder(checked)
-        if run.is_run:
-            run.lock().release()  # another training would be found only after this one's data and model
-    flags = {"--overwrite": overwrite, "--reference-only": reference_only, "--debug": context.obj}
-    launch = plan_launch(checked, [*words, *(flag for flag, on in flags.items() if on)], processes=processes)
-    err.print(f"$ {launch.line}", soft_wrap=True)
-    if dry_run:
-        return
-    code = run_launch(launch, None if reference_only else run)
-    if code == STOPPED_EXIT_CODE:
-        began = not reference_only and run.has_begun
-        again = [word for word in words if not (began and word.startswith("run.resume="))]
-        again += ["--processes", str(processes)] * (processes is not None) + ["--reference-only"] * reference_only
-        again += ["--overwrite"] * (overwrite and not began)  # what it was to replace is still there
-        begin = "Go on" if began or reference_only else "Start again"
-        err.print(f"{begin} with: {shlex.join(['lora-dpo', 'dpo', *again])}", soft_wrap=True)
+    code = train(Request(recipe, tuple(overrides or ()), debug=bool(context.obj), **options))
     if code:
         raise typer.Exit(code)
 

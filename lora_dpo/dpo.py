@@ -35,9 +35,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_up_logging(debug=arguments.debug)
     with errors_end_the_program(debug=arguments.debug):
         load_token()
+        from lora_dpo.recipe.folds import check_is_one_training
         from lora_dpo.recipe.loading import load_recipe
 
         recipe = load_recipe(arguments.recipe, arguments.overrides)
+        check_is_one_training(recipe)
         # These take seconds to import, which a mistake in the recipe need not wait for.
         from lora_dpo.pipeline import align, compute_reference
         from lora_dpo.training.agreement import leave_together

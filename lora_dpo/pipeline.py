@@ -16,8 +16,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lora_dpo.console import STOP_FILE, err, is_main_process, note
 from lora_dpo.data.preview import counts_table
 from lora_dpo.errors import UserError
+from lora_dpo.evaluation.caveats import caveats_of_data
 from lora_dpo.evaluation.evaluate import Subject, check_evaluation, evaluate
-from lora_dpo.evaluation.plots import draw_training, read_metrics
+from lora_dpo.evaluation.outcomes import write_outcomes
+from lora_dpo.evaluation.plots import draw_run
 from lora_dpo.evaluation.policies import Policies
 from lora_dpo.evaluation.prompts import PromptStyle
 from lora_dpo.evaluation.report import Report, print_report, show_finished, write_report
@@ -192,6 +194,7 @@ def _evaluate(run: RunFolder, setting: Setting, trainer: PreferenceTrainer, orig
         data=prepared.summary(),
         training={"steps": trainer.state.global_step, "seconds": round(trainer.seconds, 1)},
         measured=evaluate(work, subject, recipe),
+        caveats=list(caveats_of_data(recipe, prepared.summary())),
     )
 
 
@@ -209,15 +212,22 @@ def evaluate_run(run: RunFolder, subject: Subject, style: PromptStyle) -> dict[s
     recipe = run.load_recipe()
     before = json.loads(run.report_json.read_text(encoding="utf-8"))
     work = Work(from_first(lambda: kept_values(run, origin_of(recipe))))
-    report = Report(recipe, before["data"], before["training"], evaluate(work, subject, recipe, style))
-    on_first(lambda: write_report(report, run, draw_training(read_metrics(run.metrics), run.plots)))
+    measured = evaluate(work, subject, recipe, style)
+    caveats = list(caveats_of_data(recipe, before["data"]))
+    report = Report(recipe, before["data"], before["training"], measured, caveats)
+    on_first(lambda: _write(run, report))
     return report.as_json()
 
 
 def _finish(run: RunFolder, report: Report, checkpoints: Checkpoints) -> None:
-    write_report(report, run, draw_training(read_metrics(run.metrics), run.plots))
+    _write(run, report)
     checkpoints.finish()
     print_report(report.as_json(), run)
+
+
+def _write(run: RunFolder, report: Report) -> None:
+    write_outcomes(run.outcomes, report.measured.outcomes)
+    write_report(report, run, draw_run(run))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import typer
 
 from lora_dpo import __version__, resources
 from lora_dpo.cli import app
+from lora_dpo.evaluation.report import SCHEMA_VERSION
 from lora_dpo.recipe.loading import load_recipe
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
@@ -27,7 +28,13 @@ try:
 finally:
     print("MODULES", *sorted({name.partition(".")[0] for name in sys.modules}))
 """
-PARTS = ("multiple_choice", "preference", "generation", "cost")
+EMPTY = {
+    "schema_version": SCHEMA_VERSION,
+    "verdict": "Nothing was held out.",
+    **dict.fromkeys(("multiple_choice", "preference", "generation", "cost")),
+    "samples": [],
+    "caveats": [],
+}
 """Of report.json, that may be null."""
 SMALL = "model: {name: MODEL}\nrun: {name: mine, folder: runs}\ndata: {limit: 30}\n"
 
@@ -178,13 +185,23 @@ def test_a_finished_run_is_shown_and_not_run_again(small: Path) -> None:
     recipe = load_recipe(str(small / "small.yaml"), [folder])
     run = RunFolder.of(recipe)
     run.create(recipe, overwrite=False)
-    nothing = {"verdict": "Nothing was held out.", "samples": []} | dict.fromkeys(PARTS)
-    run.report_json.write_text(json.dumps(nothing), encoding="utf-8")
+    run.report_json.write_text(json.dumps(EMPTY), encoding="utf-8")
+    run.report_md.touch()
     for words in (["lora_dpo", "dpo"], ["lora_dpo.dpo"]):
         result = run_python("-m", *words, "small.yaml", folder, cwd=small, CUDA_VISIBLE_DEVICES="")
         assert result.returncode == 0, result.stderr
         assert f"{run.path} is finished; this is its report. To run it again, add --overwrite." in result.stderr
         assert f"report    {run.report_md}" in result.stdout
+
+
+def test_a_report_of_an_older_version_is_not_misread(small: Path) -> None:
+    recipe = load_recipe(str(small / "small.yaml"), [f"run.folder={small / 'runs'}"])
+    run = RunFolder.of(recipe)
+    run.create(recipe, overwrite=False)
+    run.report_json.write_text('{"schema_version": 1}', encoding="utf-8")
+    result = lora_dpo("dpo", "small.yaml", f"run.folder={small / 'runs'}", cwd=small)
+    assert result.returncode == 0, result.stderr
+    assert f"It is an older version's; `lora-dpo eval {run.path}` writes it anew." in result.stderr
 
 
 def test_a_run_that_is_being_written_is_left_alone(small: Path) -> None:
@@ -225,12 +242,7 @@ def test_quickstart_that_is_finished_shows_its_report_again(tmp_path: Path) -> N
     run = RunFolder(tmp_path / "runs" / "quickstart")
     run.create(recipe, overwrite=False)
     found = {"before": 0.5, "after": 0.75, "difference": 0.25, "ci95": [0.1, 0.4], "p": 0.002, "n": 7}
-    report = {
-        "verdict": "Better: so it is.",
-        **dict.fromkeys(PARTS),
-        "preference": {"n_pairs": 12, "n_groups": 7, "accuracy": found},
-        "samples": [],
-    }
+    report = {**EMPTY, "verdict": "Better: so it is.", "preference": {"n_pairs": 12, "n_groups": 7, "accuracy": found}}
     run.report_json.write_text(json.dumps(report), encoding="utf-8")
     result = lora_dpo("quickstart", "run.folder=runs", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr

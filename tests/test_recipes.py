@@ -177,14 +177,14 @@ def test_recipe_trains(
     has_questions = name == "quickstart" or name.startswith("gemma2")
     questions = ["questions.jsonl"] * has_questions
     assert sorted(file.name for file in run.data.iterdir()) == ["pairs.jsonl", *questions, "reference", "splits.json"]
-    assert {file.name for file in run.plots.iterdir()} >= {"loss.png", "training.png"}
+    assert {file.name for file in run.plots.iterdir()} >= {"loss.png", "training.png", "evaluation.png"}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= {
         file.name for file in run.adapter.iterdir()
     }
     assert not [file for file in folder.rglob("*partial*")]
 
     report = json.loads(run.report_json.read_text())
-    measured = ["multiple_choice", "preference", "generation", "cost", "samples"]
+    measured = ["multiple_choice", "preference", "generation", "cost", "examples", "samples", "caveats"]
     assert list(report) == ["schema_version", "run", "model", "verdict", "training", "data", *measured]
     assert report["training"]["steps"] == 2
     assert (report["multiple_choice"] is not None) == has_questions

@@ -12,8 +12,10 @@ from lora_dpo.data.question import Question
 from lora_dpo.errors import UserError
 from lora_dpo.evaluation import generation, multiple_choice, preference
 from lora_dpo.evaluation.cost import divergence
+from lora_dpo.evaluation.gathering import gather
 from lora_dpo.evaluation.generation import Generation, Sample, Written
-from lora_dpo.evaluation.multiple_choice import Choice, MultipleChoice, compare_choices
+from lora_dpo.evaluation.multiple_choice import MultipleChoice, compare_choices
+from lora_dpo.evaluation.outcomes import Outcome
 from lora_dpo.evaluation.perplexity import PLAIN_TEXT, perplexity, read_text
 from lora_dpo.evaluation.policies import Policies
 from lora_dpo.evaluation.preference import Preference, score_pairs
@@ -58,7 +60,7 @@ class Measured:
     Attributes:
         preference: On the held-out pairs.
         multiple_choice: On the held-out questions.
-        choices: The same, question by question.
+        outcomes: Both, and the answers' style, question by question.
         generation: Of the answers.
         cost: What the change has cost.
         samples: Answers side by side.
@@ -66,7 +68,7 @@ class Measured:
 
     preference: Preference | None = None
     multiple_choice: MultipleChoice | None = None
-    choices: list[Choice] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
     generation: Generation | None = None
     cost: Cost | None = None
     samples: list[Sample] = field(default_factory=list)
@@ -106,17 +108,14 @@ def evaluate(work: Work, subject: Subject, recipe: Recipe, style: PromptStyle = 
     """
     options, seed = recipe.evaluation, recipe.run.seed
     policies, encoder, batch_size = subject.policies, subject.encoder, recipe.evaluation.batch_size
-    found = None
-    if subject.pairs:
-        scores = score_pairs(work, policies, subject.pairs, batch_size=batch_size)
-        found = preference.summarise(scores, beta=recipe.dpo.beta, seed=seed)
+    scores = score_pairs(work, policies, subject.pairs, batch_size=batch_size) if subject.pairs else None
     choices = compare_choices(work, policies, encoder, subject.questions, style, batch_size=batch_size)
     written = generation.write(work, policies, encoder, subject.pairs, options, seed=seed)
     by_group = {question.group: question for question in subject.questions}
     return Measured(
-        preference=found,
+        preference=preference.summarise(scores, beta=recipe.dpo.beta, seed=seed) if scores is not None else None,
         multiple_choice=multiple_choice.summarise(choices, encoder, style, seed=seed) if choices else None,
-        choices=choices,
+        outcomes=gather(subject.pairs, scores, choices, written),
         generation=generation.summarise(work, written, by_group, options, seed=seed) if written.asked else None,
         cost=_cost(work, subject, recipe, written),
         samples=written.samples(),

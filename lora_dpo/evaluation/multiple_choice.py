@@ -44,11 +44,12 @@ class MultipleChoice(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One question's metrics, by name, before and after."""
+    """One question's metrics, by name, and the most probable of its answers, before and after."""
 
     question: Question
     before: dict[str, float]
     after: dict[str, float]
+    favourites: tuple[str, str]
 
 
 def compare_choices(
@@ -74,9 +75,14 @@ def compare_choices(
     found = []
     for policy, when in ((policies.before, "before"), (policies.after, "after")):
         with policy() as model:
-            scores = score_questions(work, model, asked, f"multiple choice, {when}", batch_size=batch_size)
-        found.append([measure(question, part) for question, part in zip(questions, scores, strict=True)])
-    return [Choice(*parts) for parts in zip(questions, *found, strict=True)]
+            found.append(score_questions(work, model, asked, f"multiple choice, {when}", batch_size=batch_size))
+    return [_choice(*parts) for parts in zip(questions, *found, strict=True)]
+
+
+def _choice(question: Question, before: Sequence[float], after: Sequence[float]) -> Choice:
+    answers = answers_of(question)
+    favourites = answers[int(np.argmax(before))], answers[int(np.argmax(after))]
+    return Choice(question, measure(question, before), measure(question, after), favourites)
 
 
 def summarise(choices: Sequence[Choice], encoder: TurnEncoder, style: PromptStyle, *, seed: int) -> MultipleChoice:

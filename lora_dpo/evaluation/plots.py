@@ -1,137 +1,22 @@
-"""Pictures of a training, drawn from its metrics.jsonl alone."""
+"""All pictures of a run, drawn from what its folder holds."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from lora_dpo.errors import UserError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-_TRAIN, _EVAL, _GREY = "#4269d0", "#ff725c", "#8a8a8a"
-_STYLE = {
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.dpi": 110,
-    "font.size": 10,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "savefig.dpi": 160,
-}
-Entries = list[dict[str, Any]]
+from lora_dpo.evaluation.outcomes import read_outcomes
+from lora_dpo.evaluation.result_plots import draw_results
+from lora_dpo.evaluation.training_plots import draw_training, read_metrics
+from lora_dpo.recipe.run_folder import RunFolder
 
 
-def read_metrics(file: Path) -> Entries:
-    """Returns the logged steps of a run.
-
-    Raises:
-        UserError: There are none.
-    """
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    entries: Entries = []
-    for line in lines:
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # the last line of a run that was killed while writing it
-    if not entries:
-        raise UserError(f"{file} has no logged steps, so there is nothing to draw.")
-    return entries
-
-
-def draw_training(entries: Entries, folder: Path) -> list[Path]:
-    """Draws loss, reward margin, accuracy and learning rate, one PNG each, and all four as training.png.
-
-    Args:
-        entries: What `read_metrics` returned.
-        folder: Where the pictures go.
+def draw_run(run: RunFolder) -> list[Path]:
+    """Draws the pictures of a run's training, and of its evaluation if there was one.
 
     Returns:
         The files.
+
+    Raises:
+        UserError: The run has logged no step.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    folder.mkdir(parents=True, exist_ok=True)
-    files: list[Path] = []
-    with pyplot.rc_context(_STYLE):
-        for name, draw in PANELS.items():
-            figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
-            draw(axes, entries)
-            files.append(folder / f"{name}.png")
-            figure.savefig(files[-1])
-            pyplot.close(figure)
-        figure, grid = pyplot.subplots(2, 2, figsize=(10.4, 6.6), layout="constrained")
-        for axes, draw in zip(grid.flat, PANELS.values(), strict=True):
-            draw(axes, entries)
-        files.append(folder / "training.png")
-        figure.savefig(files[-1])
-        pyplot.close(figure)
-    return files
-
-
-def _draw_loss(axes: Axes, entries: Entries) -> None:
-    _draw_metric(axes, entries, "loss", "Loss")
-
-
-def _draw_margin(axes: Axes, entries: Entries) -> None:
-    axes.axhline(0.0, color=_GREY, linewidth=0.8)
-    _draw_metric(axes, entries, "rewards/margins", "Reward margin (chosen - rejected)")
-
-
-def _draw_accuracy(axes: Axes, entries: Entries) -> None:
-    axes.axhline(0.5, color=_GREY, linewidth=0.8, linestyle=":")
-    _draw_metric(axes, entries, "rewards/accuracies", "Reward accuracy")
-    axes.set_ylim(-0.02, 1.02)
-
-
-def _draw_learning_rate(axes: Axes, entries: Entries) -> None:
-    _draw_metric(axes, entries, "learning_rate", "Learning rate")
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    axes.set_ylim(bottom=0.0)
-
-
-PANELS: dict[str, Callable[[Any, Entries], None]] = {
-    "loss": _draw_loss,
-    "reward_margin": _draw_margin,
-    "accuracy": _draw_accuracy,
-    "learning_rate": _draw_learning_rate,
-}
-
-
-def _draw_metric(axes: Axes, entries: Entries, key: str, title: str) -> None:
-    train, held_out = (
-        [(entry["step"], entry[key]) for entry in entries if entry["phase"] == phase and entry.get(key) is not None]
-        for phase in ("train", "eval")
-    )
-    if train:
-        steps, values = zip(*train, strict=True)
-        smooth = _smoothed(values) if key != "learning_rate" else values
-        if smooth != values:
-            axes.plot(steps, values, color=_TRAIN, alpha=0.25, linewidth=1.0)
-        axes.plot(steps, smooth, color=_TRAIN, linewidth=1.8, label="train" if smooth == values else "train (smoothed)")
-    if held_out:
-        steps, values = zip(*held_out, strict=True)
-        axes.plot(steps, values, color=_EVAL, linewidth=1.8, marker="o", markersize=4, label="validation")
-        axes.legend(loc="best")
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel("optimizer step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-def _smoothed(values: tuple[float, ...], keep: float = 0.85) -> tuple[float, ...]:
-    """Returns the exponential moving average, corrected for its start; short series are left as they are."""
-    if len(values) < 12:
-        return values
-    average, smooth = 0.0, []
-    for index, value in enumerate(values, start=1):
-        average = keep * average + (1 - keep) * value
-        smooth.append(average / (1 - keep**index))
-    return tuple(smooth)
+    return draw_training(read_metrics(run.metrics), run.plots) + draw_results(read_outcomes(run.outcomes), run.plots)

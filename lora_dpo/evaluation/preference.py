@@ -125,26 +125,32 @@ def summarise(scores: PairScores, *, beta: float, seed: int) -> Preference:
         seed: Of the bootstrap.
     """
 
-    def comparison(values: Sequence[NDArray[np.float64]]) -> Comparison:
-        return compare(*(scores.by_question(part) for part in values), seed=seed)
-
     def estimate(values: NDArray[np.float64]) -> Estimate:
         means = scores.by_question(values)
         return {"value": float(means.mean()), "ci95": interval(means, seed=seed)}
 
-    margins = [part[:, 0] - part[:, 1] for part in (scores.before, scores.after)]
-    normalised = [(part / scores.tokens)[:, 0] - (part / scores.tokens)[:, 1] for part in (scores.before, scores.after)]
+    compared = {name: compare(*values, seed=seed) for name, values in of_questions(scores).items()}
     rewards = scores.rewards(beta)
     return {
         "n_pairs": len(scores.groups),
         "n_groups": int(scores.groups.max()) + 1,
-        "accuracy": comparison([_right(part) for part in margins]),
-        "normalised_accuracy": comparison([_right(part) for part in normalised]),
-        "margin": comparison(margins),
+        **compared,
         "reward_accuracy": estimate(_right(rewards)),
         "reward_margin": estimate(rewards),
         "calibration": calibration(rewards, scores.groups),
     }
+
+
+def of_questions(scores: PairScores) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Returns `accuracy`, `normalised_accuracy` and `margin` of each question, before and after, shape (questions,)."""
+    margins = [part[:, 0] - part[:, 1] for part in (scores.before, scores.after)]
+    normalised = [(part / scores.tokens)[:, 0] - (part / scores.tokens)[:, 1] for part in (scores.before, scores.after)]
+    values = {
+        "accuracy": [_right(part) for part in margins],
+        "normalised_accuracy": [_right(part) for part in normalised],
+        "margin": margins,
+    }
+    return {name: (scores.by_question(old), scores.by_question(new)) for name, (old, new) in values.items()}
 
 
 def calibration(rewards: NDArray[np.float64], groups: NDArray[np.int64]) -> Calibration:

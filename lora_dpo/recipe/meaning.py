@@ -24,7 +24,9 @@ def meaning(recipe: Recipe) -> dict[str, Any]:
     flat = _flatten(recipe.model_dump(mode="json"))
     # Large questions are cut by it, and so the order of the pairs follows from it.
     flat["train.tokens_per_micro_batch"] = token_budget(recipe)
-    return {key: value for key, value in flat.items() if not _may_change(key)}
+    kept = {key: value for key, value in flat.items() if not _may_change(key)}
+    # As many trainings as folds are another thing than one.
+    return kept if recipe.evaluation.folds is None else {**kept, "evaluation.folds": recipe.evaluation.folds}
 
 
 def meaning_hash(recipe: Recipe) -> str:

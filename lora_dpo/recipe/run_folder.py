@@ -97,6 +97,11 @@ class RunFolder:
         return self.path / "evaluation"
 
     @property
+    def outcomes(self) -> Path:
+        """Every held-out question before and after, one a line."""
+        return self.evaluation / "questions.jsonl"
+
+    @property
     def report_json(self) -> Path:
         """The report for machines; written last, so its presence means that the run is complete."""
         return self.path / "report.json"

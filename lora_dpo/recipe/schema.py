@@ -329,6 +329,12 @@ class EvaluationSection(Section):
     samples: int = Field(32, ge=0, description="Held-out questions answered before and after, greedily and sampled.")
     max_new_tokens: PositiveInt = Field(64, description="Longest sample answer, in tokens.")
     batch_size: PositiveInt = Field(8, description="Sequences written at once; without trees, scored as well.")
+    folds: int | None = Field(
+        None,
+        ge=2,
+        description="Cross-validation: as many trainings, each with a fresh adapter and another part of the questions "
+        "held out, and one report over all questions. null is one training.",
+    )
     text: str | None = Field(
         None, description="File with unrelated text, whose perplexity must not suffer; null takes a bundled one."
     )
@@ -394,6 +400,11 @@ class Recipe(Section):
         if self.adapter.method == "qlora" and strategy in CANNOT_DIVIDE_4_BIT:
             reason = CANNOT_DIVIDE_4_BIT[strategy]
             raise ValueError(f"adapter.method qlora cannot run under {strategy}, {reason}; use qlora")
+        if self.evaluation.folds is not None and self.data.split.folds is not None:
+            raise ValueError(
+                f"evaluation.folds {self.evaluation.folds} trains every fold, and data.split.fold names one; set one "
+                "of them to null"
+            )
         if self.train.trees == "on" and self.adapter.dropout > 0:
             raise ValueError(
                 f"train.trees on does not go with adapter.dropout {self.adapter.dropout}, which draws a mask for every "

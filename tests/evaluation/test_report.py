@@ -8,7 +8,8 @@ from rich.console import Console
 
 from lora_dpo.evaluation import report as report_module
 from lora_dpo.evaluation.evaluate import Measured
-from lora_dpo.evaluation.report import Report, print_report, verdict, write_report
+from lora_dpo.evaluation.outcomes import Outcome
+from lora_dpo.evaluation.report import Report, print_report, write_report
 from lora_dpo.recipe.run_folder import RunFolder
 from tests.small import small_recipe
 
@@ -62,12 +63,23 @@ SAMPLES = [
 ]
 
 
+TEXTS = {"best": "So", "favourite before": "Thus", "favourite after": "So"}
+OUTCOME = Outcome("g1", "Why\nso?", "Reasons", {"mc2": 0.25}, {"mc2": 0.75}, {**TEXTS, "chosen": "So"})
+EXAMPLE = {
+    "prompt": "Why\nso?",
+    "category": "Reasons",
+    "metric": "mc2",
+    "before": 0.25,
+    "after": 0.75,
+    "texts": TEXTS,
+}
+
+
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
     recipe = small_recipe("org/model", tmp_path)
-    return Report(
-        recipe, DATA, TRAINING, Measured(PREFERENCE, CHOICE, generation=GENERATION, cost=COST, samples=SAMPLES)
-    )
+    measured = Measured(PREFERENCE, CHOICE, [OUTCOME], GENERATION, COST, SAMPLES)
+    return Report(recipe, DATA, TRAINING, measured, ["Mind [this]."])
 
 
 def test_json_keys_are_stable(report: Report) -> None:
@@ -83,13 +95,15 @@ def test_json_keys_are_stable(report: Report) -> None:
         "preference": json.loads(json.dumps(PREFERENCE)),
         "generation": json.loads(json.dumps(GENERATION)),
         "cost": COST,
+        "examples": {"improved": [EXAMPLE], "worse": []},
         "samples": SAMPLES,
+        "caveats": ["Mind [this].", "4 held-out questions are few: mind the intervals, not the differences."],
     }
 
 
 def test_markdown(report: Report) -> None:
     run = RunFolder.of(report.recipe)
-    write_report(report, run, [run.plots / "loss.png", run.plots / "training.png"])
+    write_report(report, run, [run.plots / "loss.png", run.plots / "training.png", run.plots / "evaluation.png"])
     lines = run.report_md.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# small"
     assert "org/model, lora, sigmoid with beta 0.1, 2 steps of 4 pairs in 1.5 minutes." in lines
@@ -123,7 +137,13 @@ def test_markdown(report: Report) -> None:
     assert "- before: (nothing)" in lines
     assert "- chosen: They." in lines
     assert "![loss, reward margin, accuracy and learning rate](plots/training.png)" in lines
+    assert "![margins, accuracy by category and lengths of answers, before and after](plots/evaluation.png)" in lines
     assert not any("loss.png" in line for line in lines)
+    better = lines.index("## What got better")
+    example = "- **Why so?** MC2 0.25 -> 0.75. best: *So*; favourite before: *Thus*; favourite after: *So*"
+    assert lines[better + 2] == example
+    assert "## What got worse" not in lines
+    assert lines[lines.index("## What to keep in mind") + 2] == "- Mind [this]."
     assert json.loads(run.report_json.read_text()) == json.loads(json.dumps(report.as_json()))
     assert run.is_complete
 
@@ -137,6 +157,8 @@ def test_without_a_test_split(report: Report) -> None:
     text = run.report_md.read_text()
     assert "Before and after" not in text
     assert "Answers" not in text
+    assert "keep in mind" not in text
+    assert "What got" not in text
 
 
 def test_printed(report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -149,17 +171,6 @@ def test_printed(report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert ["preference accuracy", "50.0%", "87.5%", "+37.5 points", "+12.5 to +50.0", "0.0125"] in rows
     assert ["margin, nats", "-1.25", "+2.00", "+3.25", "+1.00 to +5.50", "0.0125"] in rows
     assert "Really [b]why[/b]?" in text
+    assert "- Mind [this]." in text
     assert "(nothing)" in text
     assert str(RunFolder.of(report.recipe).report_md) in text
-
-
-@pytest.mark.parametrize(
-    ("ci95", "begins"), [((0.01, 0.6), "Better: MC1 25.0% -> 50.0%"), ((-0.6, -0.01), "Worse: MC1"), ((0.0, 0.6), "No")]
-)
-def test_the_verdict_is_what_the_interval_says(ci95: tuple[float, float], begins: str) -> None:
-    found = {"multiple_choice": {"mc1": comparison(0.25, 0.5, ci95)}, "preference": PREFERENCE}
-    assert verdict(found).startswith(begins)
-
-
-def test_without_multiple_choice_the_preference_decides() -> None:
-    assert verdict({"multiple_choice": None, "preference": PREFERENCE}).startswith("Better: preference accuracy 50.0%")

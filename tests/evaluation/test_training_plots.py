@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lora_dpo.errors import UserError
-from lora_dpo.evaluation.plots import PANELS, _smoothed, draw_training, read_metrics
+from lora_dpo.evaluation.training_plots import PANELS, _smoothed, draw_training, read_metrics
 
 SIZES = {"training": (1664, 1056)}  # 10.4 x 6.6 inches at 160 dots an inch
 

@@ -1,0 +1,130 @@
+"""What `lora-dpo dpo` does: starts one training, or one for each fold, and says how to go on with what was stopped."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from lora_dpo.cluster.launch import plan_launch
+from lora_dpo.cluster.supervise import run_launch
+from lora_dpo.console import STOPPED_EXIT_CODE, err
+from lora_dpo.recipe.folds import fold_overrides
+from lora_dpo.recipe.loading import load_recipe
+from lora_dpo.recipe.reference import check_reference_is_kept
+from lora_dpo.recipe.resume import resume_folder
+from lora_dpo.recipe.run_folder import RunFolder
+from lora_dpo.recipe.schema import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for.
+
+    Attributes:
+        recipe: A file, or the name of a shipped recipe.
+        overrides: Values that replace the file's.
+        overwrite: Replace an earlier run of this name.
+        processes: Processes; None is one a GPU, and one where there is none.
+        dry_run: Only check and print the command.
+        reference_only: Only compute and keep the reference log-probs.
+        debug: Show tracebacks of errors.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    overwrite: bool = False
+    processes: int | None = None
+    dry_run: bool = False
+    reference_only: bool = False
+    debug: bool = False
+
+    def again(self, *, began: bool) -> str:
+        """Returns the command that goes on.
+
+        Args:
+            began: Whether there is a run to go on with: then it must not be replaced, nor begin elsewhere.
+        """
+        words = [word for word in self.overrides if not (began and word.startswith("run.resume="))]
+        words += ["--processes", str(self.processes)] * (self.processes is not None)
+        words += ["--reference-only"] * self.reference_only
+        words += ["--overwrite"] * (self.overwrite and not began)  # what it was to replace is still there
+        return shlex.join(["lora-dpo", "dpo", self.recipe, *words])
+
+
+def train(request: Request) -> int:
+    """Carries out a request, and says how to go on if it was stopped.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: The recipe cannot be carried out as it stands.
+    """
+    recipe = load_recipe(request.recipe, request.overrides)
+    if recipe.evaluation.folds is not None:
+        return _train_folds(request, recipe)
+    run = RunFolder.of(recipe)
+    if not request.reference_only and run.is_finished(recipe) and not request.overwrite:
+        from lora_dpo.evaluation.report import show_finished
+
+        show_finished(run)
+        return 0
+    code = _start(request, recipe, request.overrides)
+    if code == STOPPED_EXIT_CODE:
+        began = not request.reference_only and run.has_begun
+        begin = "Go on" if began or request.reference_only else "Start again"
+        err.print(f"{begin} with: {request.again(began=began)}", soft_wrap=True)
+    return code
+
+
+def _train_folds(request: Request, recipe: Recipe) -> int:
+    """Trains the folds one after the other, each as a run of its own below the run's folder, and pools them."""
+    from lora_dpo.evaluation.pooling import pool_folds
+    from lora_dpo.evaluation.report import show_finished
+
+    run = RunFolder.of(recipe)
+    if run.is_finished(recipe) and not request.overwrite:
+        show_finished(run)
+        return 0
+    run.check_free(recipe, overwrite=request.overwrite)
+    writes = not (request.dry_run or request.reference_only)
+    if writes:
+        held = run.reopen(recipe) if run.is_run and not request.overwrite else run.create(recipe, overwrite=True)
+    folds, began = fold_overrides(recipe), False
+    for number, words in enumerate(folds, start=1):
+        overrides = (*request.overrides, *words)
+        own = load_recipe(request.recipe, overrides)
+        fold = RunFolder.of(own)
+        if fold.is_finished(own) and not request.overwrite:
+            err.print(f"Fold {number} of {len(folds)} is finished: {fold.path}", soft_wrap=True)
+            continue
+        err.print(f"Fold {number} of {len(folds)}:")
+        code = _start(request, own, overrides)
+        began = began or fold.has_begun or number > 1
+        if code:
+            if code == STOPPED_EXIT_CODE:
+                err.print(f"Go on with: {request.again(began=began)}", soft_wrap=True)
+            return code
+    if writes:
+        pool_folds(recipe)
+        run.discard_replaced()
+        held.release()
+    return 0
+
+
+def _start(request: Request, recipe: Recipe, overrides: tuple[str, ...]) -> int:
+    """Launches one training, or shows how, and returns its exit code."""
+    run = RunFolder.of(recipe)
+    if request.reference_only:
+        check_reference_is_kept(recipe)
+    else:
+        run.check_free(recipe, overwrite=request.overwrite)
+        if request.overwrite or not run.began_with(recipe.run.resume):  # else the folder may have gone since
+            resume_folder(recipe)
+        if run.is_run:
+            run.lock().release()  # another training would be found only after this one's data and model
+    flags = {"--overwrite": request.overwrite, "--reference-only": request.reference_only, "--debug": request.debug}
+    words = [request.recipe, *overrides, *(flag for flag, on in flags.items() if on)]
+    launch = plan_launch(recipe, words, processes=request.processes)
+    err.print(f"$ {launch.line}", soft_wrap=True)
+    return 0 if request.dry_run else run_launch(launch, None if request.reference_only else run)

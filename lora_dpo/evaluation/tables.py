@@ -1,0 +1,130 @@
+"""A report's numbers in words: the verdict, the table's rows, and what has no row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HEADINGS = ("", "before", "after", "change", "95 % interval", "p")
+_METRICS = (
+    ("multiple_choice", "mc0", "MC0", "share"),
+    ("multiple_choice", "mc1", "MC1", "share"),
+    ("multiple_choice", "mc2", "MC2", "share"),
+    ("preference", "accuracy", "preference accuracy", "share"),
+    ("preference", "normalised_accuracy", "accuracy per token", "share"),
+    ("preference", "margin", "margin, nats", "signed"),
+    ("generation.greedy", "tokens", "answer's tokens", "number"),
+    ("generation.greedy", "repetition", "repetition", "share"),
+    ("generation.greedy", "refusal", "refusals", "share"),
+    ("generation.greedy", "ended", "ended by itself", "share"),
+)
+"""Where a comparison stands in report.json, in the table's order; its name there, and what kind of number it is."""
+_FORMATS = {"share": "{:.1%}", "signed": "{:+.2f}", "number": "{:.1f}", "score": "{:+.3f}"}
+_PUT = {"chat": "put as a chat", "harness": "put as the benchmark does"}
+
+
+class Row(NamedTuple):
+    """A line of the table, as text."""
+
+    name: str
+    before: str
+    after: str
+    change: str
+    interval: str
+    p: str
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """Returns in a sentence whether the model became better, by the first metric that the data has.
+
+    Args:
+        report: `multiple_choice` and `preference`, as report.json has them.
+    """
+    for part, metric, name in (("multiple_choice", "mc1", "MC1"), ("preference", "accuracy", "preference accuracy")):
+        if report[part] is not None:
+            found = report[part][metric]
+            low, high = found["ci95"]
+            change = (
+                f"{name} {found['before']:.1%} -> {found['after']:.1%} on {found['n']} held-out questions "
+                f"({100 * found['difference']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f})."
+            )
+            if low > 0:
+                return f"Better: {change}"
+            return f"Worse: {change}" if high < 0 else f"No difference that can be told from chance: {change}"
+    return "Nothing was held out, so there is nothing to say of it."
+
+
+def rows(report: Mapping[str, Any]) -> list[Row]:
+    """Returns the table's rows, one for each comparison that the report has."""
+    return list(_rows(report))
+
+
+def _rows(report: Mapping[str, Any]) -> Iterator[Row]:
+    for place, key, name, kind in _METRICS:
+        part: Any = report
+        for step in place.split("."):
+            part = (part or {}).get(step)
+        if part is not None and part.get(key) is not None:
+            yield _row(name, part[key], kind)
+    for judged in _judges(report):
+        yield _row(f"judge {Path(judged['judge']).name}", judged["score"], "score")
+
+
+def _row(name: str, found: Mapping[str, Any], kind: str) -> Row:
+    low, high = found["ci95"]
+    levels = [_FORMATS[kind].format(found[when]) for when in ("before", "after")]
+    interval = f"{_change(low, kind)} to {_change(high, kind)}"
+    change = f"{_change(found['difference'], kind)}{' points' * (kind == 'share')}"
+    return Row(name, *levels, change, interval, f"{found['p']:.4f}")
+
+
+def _change(value: float, kind: str) -> str:
+    """Returns a difference with its sign, of shares in percentage points."""
+    if kind == "share":
+        return f"{100 * value:+.1f}"
+    return _FORMATS["signed" if kind == "number" else kind].format(value)
+
+
+def fold_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """Returns a heading, and for each fold of a cross-validation its changes; nothing for a single training."""
+    folds = report.get("folds", [])
+    names = {key: (name, kind) for _, key, name, kind in _METRICS if folds and key in folds[0]["difference"]}
+    found = []
+    for fold in folds:
+        changes = [_change(fold["difference"][key], kind) for key, (_, kind) in names.items()]
+        found.append([fold["run"], str(fold["questions"]), *changes, f"{100 * fold['perplexity_change']:+.1f} %"])
+    return [["", "questions", *(name for name, _ in names.values()), "perplexity"], *found] if found else []
+
+
+def remarks(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what the table has no column for, a sentence each."""
+    for judged in _judges(report):
+        agreement, wins = judged["agreement"], judged["wins"]
+        yield (
+            f"Judge {Path(judged['judge']).name} agrees with people on {agreement['agreement']:.1%} of "
+            f"{agreement['n']:,} labelled {agreement['of']} (always saying the same: {agreement['majority']:.1%}); by "
+            f"it {wins['win']} answers became better, {wins['loss']} worse, {wins['tie']} neither."
+        )
+    if cost := report["cost"]:
+        before, after = cost["perplexity_before"], cost["perplexity_after"]
+        change = f"{100 * (after / before - 1):+.1f} %"
+        yield f"Perplexity of unrelated text ({cost['text']}): {before:.2f} -> {after:.2f} ({change})."
+        if cost["kl_per_token"] is not None:
+            yield f"Distance from the model before, on sampled answers: {cost['kl_per_token']:.3f} nats a token."
+
+
+def counts(report: Mapping[str, Any]) -> str:
+    """Returns what the numbers are means over."""
+    parts = []
+    if choice := report["multiple_choice"]:
+        parts.append(f"{choice['mc1']['n']} questions, {_PUT[choice['prompt_style']]}")
+    if report["preference"]:
+        parts.append(f"{report['preference']['n_pairs']} pairs of {report['preference']['n_groups']} questions")
+    if report["generation"]:
+        parts.append(f"{report['generation']['n']} answers")
+    return "held out: " + "; ".join(parts)
+
+
+def _judges(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return report["generation"]["judges"] if report["generation"] else []
