@@ -74,6 +74,28 @@ class Work:
             known |= part
         return [known[name] for name in names]
 
+    def smaller(self, what: str, size: int, error: Exception) -> int:
+        """Returns the batch size to go on with where memory has run out, and says it.
+
+        Args:
+            what: What is computed, in a few words.
+            size: The batch size that was too large.
+            error: What was raised.
+
+        Raises:
+            UserError: It cannot be smaller, or the processes must go in step.
+        """
+        if size == 1 or self.together:
+            raise UserError(
+                f"There is not enough memory: {what}, {size} at once.",
+                fix="Use a smaller evaluation.batch_size, shorter answers, or a larger GPU." if size > 1 else "",
+            ) from error
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        note(f"There was not enough memory: {what}, {size} at once. It goes on with {size // 2}.")
+        return size // 2
+
     def _computed(
         self,
         what: str,
@@ -91,24 +113,12 @@ class Work:
             except Exception as error:
                 if not should_reduce_batch_size(error):
                     raise
-                batch_size = self._smaller(what, len(batch), error)
+                batch_size = self.smaller(what, len(batch), error)
                 continue
             new = {names[place]: value for place, value in zip(batch, values, strict=True)}
             self._keep(what, new)
             yield from new.items()
             done += len(batch)
-
-    def _smaller(self, what: str, size: int, error: Exception) -> int:
-        if size == 1 or self.together:
-            raise UserError(
-                f"There is not enough memory: {what}, {size} at once.",
-                fix="Use a smaller evaluation.batch_size, shorter answers, or a larger GPU." if size > 1 else "",
-            ) from error
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        note(f"There was not enough memory: {what}, {size} at once. It goes on with {size // 2}.")
-        return size // 2
 
     def _known(self, what: str) -> dict[str, Any]:
         state, known = PartialState(), {}
