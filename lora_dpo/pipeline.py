@@ -21,7 +21,6 @@ from lora_dpo.evaluation.evaluate import Subject, check_evaluation, evaluate
 from lora_dpo.evaluation.outcomes import write_outcomes
 from lora_dpo.evaluation.plots import draw_run
 from lora_dpo.evaluation.policies import Policies
-from lora_dpo.evaluation.prompts import PromptStyle
 from lora_dpo.evaluation.report import Report, print_report, show_finished, write_report
 from lora_dpo.evaluation.work import Work, kept_values
 from lora_dpo.files import partial_path, replace_folder, write_json
@@ -188,7 +187,8 @@ def _evaluate(run: RunFolder, setting: Setting, trainer: PreferenceTrainer, orig
     several = f" and {len(subject.questions)} questions" if subject.questions else ""
     note(f"Comparing before and after on {len(subject.pairs)} held-out pairs{several}.")
     divided = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
-    work = Work(from_first(lambda: kept_values(run, origin)), together=divided)
+    trained = str(run.model if recipe.adapter.method == "full" else run.adapter)
+    work = Work(from_first(lambda: kept_values(run.evaluation, trained, origin)), together=divided)
     return Report(
         recipe=recipe,
         data=prepared.summary(),
@@ -196,27 +196,6 @@ def _evaluate(run: RunFolder, setting: Setting, trainer: PreferenceTrainer, orig
         measured=evaluate(work, subject, recipe),
         caveats=list(caveats_of_data(recipe, prepared.summary())),
     )
-
-
-def evaluate_run(run: RunFolder, subject: Subject, style: PromptStyle) -> dict[str, Any]:
-    """Measures a finished run again and writes its report; values that are known are not computed again.
-
-    Args:
-        run: The run.
-        subject: The run, loaded.
-        style: How multiple-choice questions are put.
-
-    Returns:
-        The report, as JSON.
-    """
-    recipe = run.load_recipe()
-    before = json.loads(run.report_json.read_text(encoding="utf-8"))
-    work = Work(from_first(lambda: kept_values(run, origin_of(recipe))))
-    measured = evaluate(work, subject, recipe, style)
-    caveats = list(caveats_of_data(recipe, before["data"]))
-    report = Report(recipe, before["data"], before["training"], measured, caveats)
-    on_first(lambda: _write(run, report))
-    return report.as_json()
 
 
 def _finish(run: RunFolder, report: Report, checkpoints: Checkpoints) -> None:

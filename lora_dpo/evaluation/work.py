@@ -18,7 +18,6 @@ from accelerate.utils.memory import should_reduce_batch_size
 from lora_dpo.console import note, tracked
 from lora_dpo.errors import UserError
 from lora_dpo.model.hashes import weights_hash
-from lora_dpo.recipe.run_folder import RunFolder
 
 T = TypeVar("T")
 
@@ -142,16 +141,23 @@ def name_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def kept_values(run: RunFolder, origin: Mapping[str, str | None]) -> Path:
-    """Returns where a run's values are kept: a folder for the trained weights and all that they were put upon.
+def kept_values(folder: Path, trained: str, origin: Mapping[str, str | None], also: Sequence[str] = ()) -> Path | None:
+    """Returns where the values of a trained adapter or model are kept.
 
     Args:
-        run: A run whose adapter or model has been saved.
-        origin: Hashes of the weights that it began with, and the precision.
+        folder: What holds the values of all; theirs are below it.
+        trained: The adapter or model: local folder or Hub id.
+        origin: Hashes of the weights that it is put upon or compared with, and the precision.
+        also: Patterns of files that count besides the weights.
+
+    Returns:
+        A folder for these very weights, or None where there are no files that they could be known by.
     """
-    trained = run.adapter if run.adapter.is_dir() else run.model
-    parts = json.dumps([weights_hash(str(trained), None), dict(origin)], sort_keys=True)
-    return run.evaluation / hashlib.sha256(parts.encode()).hexdigest()[:16]
+    weights = weights_hash(trained, None, also)
+    if weights is None:
+        return None
+    parts = json.dumps([weights, dict(origin)], sort_keys=True)
+    return folder / hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
 def _entries(file: Path) -> Iterator[tuple[str, Any]]:
