@@ -92,11 +92,30 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     Raises:
         UserError: The data cannot be read, tokenised soundly, or divided as asked.
     """
+    return _prepare(recipe, tokenizer, trains=True)
+
+
+def prepare_test(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+    """Carries out a data section of which nothing is trained on: its sources are for testing only.
+
+    Args:
+        recipe: The recipe.
+        tokenizer: The model's tokenizer.
+
+    Raises:
+        UserError: The data cannot be read or tokenised soundly, or no pair of it is usable.
+    """
+    return _prepare(recipe, tokenizer, trains=False)
+
+
+def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, trains: bool) -> Prepared:
     loaded, sources = load_pairs(recipe.data), recipe.data.sources()
     order = _held_out_first(sources)
     merged = merge_groups([pair for number in order for pair in loaded.by_source[number]])
     clean, dropped = _lint_sources(merged, len(sources))
-    splits = split_by_group(clean, sources, recipe.data.split, recipe.data.limit)
+    if not trains and not any(clean):
+        raise _nothing_usable(sources, dropped)
+    splits = split_by_group(clean, sources, recipe.data.split, recipe.data.limit, trains=trains)
     report = loaded.report
     dropped += splits.dropped + Counter(bad_row=report.bad_rows, no_preference=report.rows_without_pair)
     encoder = TurnEncoder(tokenizer, recipe.model.template)
@@ -141,6 +160,15 @@ def _lint_sources(pairs: list[Pair], sources: int) -> tuple[list[list[Pair]], Co
     for pair in clean:
         divided[pair.source].append(pair)
     return divided, Counter(dropped)
+
+
+def _nothing_usable(sources: Sequence[Source], dropped: Counter[str]) -> UserError:
+    return UserError(
+        "the test set holds no usable pair",
+        why=f"Left out: {', '.join(f'{count} {reason}' for reason, count in dropped.items())}.",
+        fix="Name a file whose rows have a better and a worse answer.",
+        where=", ".join(source.path for source in sources),
+    )
 
 
 def _encode(encoder: TurnEncoder, pairs: Sequence[Pair], split: str) -> list[TokenisedPair]:

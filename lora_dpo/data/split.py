@@ -36,7 +36,12 @@ class Splits:
 
 
 def split_by_group(
-    pairs_by_source: Sequence[Sequence[Pair]], sources: Sequence[Source], split: Split, limit: int | None = None
+    pairs_by_source: Sequence[Sequence[Pair]],
+    sources: Sequence[Source],
+    split: Split,
+    limit: int | None = None,
+    *,
+    trains: bool = True,
 ) -> Splits:
     """Divides pairs so that every group is on exactly one side.
 
@@ -52,6 +57,7 @@ def split_by_group(
         sources: The sources, with their `use` and `weight`.
         split: Fractions of groups or the fold, and the seed.
         limit: About how many pairs to keep in all, by whole groups; None keeps all.
+        trains: Whether there is to be a train split, whatever the sources are for.
 
     Raises:
         UserError: The train split, a split that is asked for, or a fold would be empty.
@@ -69,7 +75,7 @@ def split_by_group(
         result["train"] += _weighted(training, source.weight, split.seed)
         for name in _HELD_OUT:
             result[name] += [pair for pair in own if final[pair.group] == name]
-    _refuse_empty(result, uses, split, groups=len(final), limit=limit)
+    _refuse_empty(result, uses, split, groups=len(final), limit=limit, trains=trains)
     dropped = Counter(limit=_count(pairs_by_source) - _count(limited), overlap=_count(limited) - kept)
     return Splits(result, +dropped)
 
@@ -179,9 +185,15 @@ def _count(pairs_by_source: Iterable[Sequence[Pair]]) -> int:
 
 
 def _refuse_empty(
-    result: Mapping[SplitName, Sequence[Pair]], uses: Sequence[str], split: Split, *, groups: int, limit: int | None
+    result: Mapping[SplitName, Sequence[Pair]],
+    uses: Sequence[str],
+    split: Split,
+    *,
+    groups: int,
+    limit: int | None,
+    trains: bool,
 ) -> None:
-    needed: set[str] = {"train", *uses} - {"auto"}
+    needed: set[str] = {*(["train"] if trains else []), *uses} - {"auto"}
     if "auto" in uses:
         asked_for = {"test": split.test or split.folds, "validation": split.validation}
         needed |= {name for name, part in asked_for.items() if part}
