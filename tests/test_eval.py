@@ -247,7 +247,7 @@ def test_processes_that_do_not_know_each_other_are_stopped(monkeypatch: pytest.M
 
 def test_the_examples_of_the_help_can_be_typed() -> None:
     command = typer.main.get_command(app).commands["eval"]
-    examples = [shlex.split(example)[2:] for example in command.epilog.removeprefix("Examples: ").split("|")]
+    examples = [shlex.split(example)[2:] for example in command.epilog.split("\n\n")[1:]]
     assert len(examples) == 7
     for words in examples:
         assert command.make_context("eval", list(words), resilient_parsing=False).params["subject"] == words[0]
