@@ -31,6 +31,11 @@ Processes = Annotated[int | None, typer.Option(min=1, help="Processes; one a GPU
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the command, but do not run it.")]
 
 
+def _examples(*commands: str) -> str:
+    """Returns the end of a verb's help, a line each: rich joins lines that no empty one parts."""
+    return "\n\n".join(("Examples:", *commands))
+
+
 def _version(show: bool) -> None:
     if show:
         out.print(f"lora-dpo {__version__}")
@@ -48,15 +53,16 @@ def _options(
     context.obj = debug
 
 
-@app.command(epilog="Example: lora-dpo quickstart train.epochs=4 run.name=longer")
+@app.command(epilog=_examples("lora-dpo quickstart train.epochs=4 run.name=longer"))
 def quickstart(context: typer.Context, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """Align a small real model on this machine, start to end, in a few minutes."""
     _train(context, "quickstart", overrides, overwrite=overwrite, processes=1)
 
 
 @app.command(
-    epilog="Examples: lora-dpo data recipes/gpt2_ultrafeedback.yaml   |   "
-    "lora-dpo data quickstart data.path=pairs.jsonl --json"
+    epilog=_examples(
+        "lora-dpo data recipes/gpt2_ultrafeedback.yaml", "lora-dpo data quickstart data.path=pairs.jsonl --json"
+    )
 )
 def data(
     recipe: RecipePath,
@@ -80,8 +86,12 @@ def data(
 
 
 @app.command(
-    epilog="Examples: lora-dpo dpo recipes/gemma2_9b_truthfulqa.yaml train.learning_rate=1e-5   |   "
-    "lora-dpo dpo quickstart data.path=pairs.jsonl run.name=mine   |   lora-dpo dpo quickstart --reference-only"
+    epilog=_examples(
+        "lora-dpo dpo recipes/gemma2_9b_truthfulqa.yaml train.learning_rate=1e-5",
+        "lora-dpo dpo quickstart data.path=pairs.jsonl run.name=mine",
+        "lora-dpo dpo quickstart evaluation.folds=5 run.name=folds",
+        "lora-dpo dpo quickstart --reference-only",
+    )
 )
 def dpo(
     context: typer.Context,
@@ -116,12 +126,15 @@ def dpo(
 
 @app.command(
     "eval",
-    epilog="Examples: lora-dpo eval runs/quickstart   |   lora-dpo eval runs/quickstart --prompt harness --json   |   "
-    "lora-dpo eval runs/quickstart --data pairs.jsonl evaluation.samples=8   |   "
-    "lora-dpo eval me/my-adapter --data bundled/misconceptions   |   "
-    "lora-dpo eval my-model --base HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --processes 2   |   "
-    "lora-dpo eval runs/quickstart --export alpaca-eval   |   "
-    "lora-dpo eval runs/quickstart --harness arc_easy,hellaswag --limit 100",
+    epilog=_examples(
+        "lora-dpo eval runs/quickstart",
+        "lora-dpo eval runs/quickstart --prompt harness --json",
+        "lora-dpo eval runs/quickstart --data pairs.jsonl evaluation.samples=8",
+        "lora-dpo eval me/my-adapter --data bundled/misconceptions",
+        "lora-dpo eval my-model --base HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --processes 2",
+        "lora-dpo eval runs/quickstart --export alpaca-eval",
+        "lora-dpo eval runs/quickstart --harness arc_easy,hellaswag --limit 100",
+    ),
 )
 def evaluate(
     context: typer.Context,
@@ -181,7 +194,7 @@ def evaluate(
     _evaluate(words, processes)
 
 
-@app.command(epilog="Example: lora-dpo plot runs/quickstart")
+@app.command(epilog=_examples("lora-dpo plot runs/quickstart"))
 def plot(run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Draw the pictures of a run's training and evaluation again."""
     from lora_dpo.evaluation.plots import draw_run
@@ -191,7 +204,7 @@ def plot(run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")])
         out.print(str(file), soft_wrap=True)
 
 
-@app.command(epilog="Example: lora-dpo schema > recipe.schema.json   (for `# yaml-language-server: $schema=...`)")
+@app.command(epilog=_examples("lora-dpo schema > recipe.schema.json   (for `# yaml-language-server: $schema=...`)"))
 def schema() -> None:
     """Print the recipe's JSON schema, for completion and checks in editors."""
     from lora_dpo.recipe.schema import Recipe
