@@ -26,8 +26,8 @@ from lora_dpo.eval import main
 from lora_dpo.evaluating import join_processes
 from lora_dpo.evaluation.work import Work
 from lora_dpo.recipe.run_folder import RunFolder
+from tests.alike import assert_alike
 from tests.evaluation.tasks import COUNT, write_tasks
-from tests.evaluation.test_processes import assert_alike
 from tests.machine import read_only
 from tests.process import ROOT, lora_dpo
 
