@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from lora_dpo import __version__
-from lora_dpo.console import errors_end_the_program, out, set_up_logging
+from lora_dpo.console import errors_end_the_program, note, out, set_up_logging
 from lora_dpo.credentials import load_token
 
 app = typer.Typer(
@@ -31,6 +31,11 @@ Processes = Annotated[int | None, typer.Option(min=1, help="Processes; one a GPU
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the command, but do not run it.")]
 
 
+def _examples(*commands: str) -> str:
+    """Returns the end of a verb's help, a line each: rich joins lines that no empty one parts."""
+    return "\n\n".join(("Examples:", *commands))
+
+
 def _version(show: bool) -> None:
     if show:
         out.print(f"lora-dpo {__version__}")
@@ -48,15 +53,18 @@ def _options(
     context.obj = debug
 
 
-@app.command(epilog="Example: lora-dpo quickstart train.epochs=4 run.name=longer")
+@app.command(epilog=_examples("lora-dpo quickstart train.epochs=4 run.name=longer"))
 def quickstart(context: typer.Context, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """Align a small real model on this machine, start to end, in a few minutes."""
     _train(context, "quickstart", overrides, overwrite=overwrite, processes=1)
 
 
 @app.command(
-    epilog="Examples: lora-dpo data recipes/gpt2_ultrafeedback.yaml   |   "
-    "lora-dpo data quickstart data.path=pairs.jsonl --json   |   lora-dpo data tinyllama_sft_dpo --sft"
+    epilog=_examples(
+        "lora-dpo data recipes/gpt2_ultrafeedback.yaml",
+        "lora-dpo data quickstart data.path=pairs.jsonl --json",
+        "lora-dpo data tinyllama_sft_dpo --sft",
+    )
 )
 def data(
     recipe: RecipePath,
@@ -84,8 +92,10 @@ def data(
 
 
 @app.command(
-    epilog="Examples: lora-dpo sft recipes/tinyllama_sft_dpo.yaml sft.path=answers.csv   |   "
-    "lora-dpo sft quickstart sft.path=answers.jsonl sft.epochs=2 run.name=mine"
+    epilog=_examples(
+        "lora-dpo sft recipes/tinyllama_sft_dpo.yaml sft.path=answers.csv",
+        "lora-dpo sft quickstart sft.path=answers.jsonl sft.epochs=2 run.name=mine",
+    )
 )
 def sft(
     context: typer.Context,
@@ -104,8 +114,12 @@ def sft(
 
 
 @app.command(
-    epilog="Examples: lora-dpo dpo recipes/gemma2_9b_truthfulqa.yaml train.learning_rate=1e-5   |   "
-    "lora-dpo dpo quickstart data.path=pairs.jsonl run.name=mine   |   lora-dpo dpo quickstart --reference-only"
+    epilog=_examples(
+        "lora-dpo dpo recipes/gemma2_9b_truthfulqa.yaml train.learning_rate=1e-5",
+        "lora-dpo dpo quickstart data.path=pairs.jsonl run.name=mine",
+        "lora-dpo dpo quickstart evaluation.folds=5 run.name=folds",
+        "lora-dpo dpo quickstart --reference-only",
+    )
 )
 def dpo(
     context: typer.Context,
@@ -140,24 +154,75 @@ def dpo(
 
 @app.command(
     "eval",
-    epilog="Examples: lora-dpo eval runs/quickstart   |   lora-dpo eval runs/quickstart --prompt harness --json",
+    epilog=_examples(
+        "lora-dpo eval runs/quickstart",
+        "lora-dpo eval runs/quickstart --prompt harness --json",
+        "lora-dpo eval runs/quickstart --data pairs.jsonl evaluation.samples=8",
+        "lora-dpo eval me/my-adapter --data bundled/misconceptions",
+        "lora-dpo eval my-model --base HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --processes 2",
+        "lora-dpo eval runs/quickstart --export alpaca-eval",
+        "lora-dpo eval runs/quickstart --harness arc_easy,hellaswag --limit 100",
+    ),
 )
 def evaluate(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run that is trained.")],
+    subject: Annotated[
+        str, typer.Argument(metavar="SUBJECT", help="Folder of a run, an adapter or a model, or a Hub id of one.")
+    ],
+    overrides: Overrides = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="FILE_OR_HUB_ID", help="Test set in any format that recipes take; all of it is held out."),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The model before, for an adapter or a model from elsewhere.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Where the results go; in the run, or below evaluations/.")
+    ] = None,
     prompt: Annotated[
-        str, typer.Option(help="How multiple choice is put: chat (as in training), harness (as the benchmark does).")
+        Literal["chat", "harness"],
+        typer.Option(help="How multiple choice is put: chat (as in training), harness (as the benchmark does)."),
     ] = "chat",
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+    export: Annotated[
+        Literal["alpaca-eval", "mt-bench"] | None,
+        typer.Option(help="Only write answers, before and after, for this benchmark's own judge."),
+    ] = None,
+    questions: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What --export asks, in the benchmark's form.")
+    ] = None,
+    harness: Annotated[
+        str | None, typer.Option(metavar="TASK,...", help="Tasks of lm-evaluation-harness, run by the harness itself.")
+    ] = None,
+    harness_path: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Folder with harness tasks of your own, a YAML file each.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each harness task at most.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Measure a run before and after on its held-out data, and write its report again."""
-    from lora_dpo.eval import main as run_evaluation
+    """Measure before and after: a run on its held-out data, any adapter or model on a test set.
 
-    words = [run, "--prompt", prompt, *["--json"] * as_json, *["--debug"] * bool(context.obj)]
-    run_evaluation(words)
+    What was measured before an interruption is kept: the same command goes on from there.
+    """
+    options = {
+        "--data": data,
+        "--base": base,
+        "--output": output,
+        "--prompt": prompt,
+        "--export": export,
+        "--questions": questions,
+        "--harness": harness,
+        "--harness-path": harness_path,
+        "--limit": limit,
+    }
+    words = [subject, *(overrides or ())]
+    words += [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    words += ["--json"] * as_json + ["--debug"] * bool(context.obj)
+    _evaluate(words, processes)
 
 
-@app.command(epilog="Example: lora-dpo plot runs/quickstart")
+@app.command(epilog=_examples("lora-dpo plot runs/quickstart"))
 def plot(run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Draw the pictures of a run's training and evaluation again."""
     from lora_dpo.evaluation.plots import draw_run
@@ -167,7 +232,7 @@ def plot(run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")])
         out.print(str(file), soft_wrap=True)
 
 
-@app.command(epilog="Example: lora-dpo schema > recipe.schema.json   (for `# yaml-language-server: $schema=...`)")
+@app.command(epilog=_examples("lora-dpo schema > recipe.schema.json   (for `# yaml-language-server: $schema=...`)"))
 def schema() -> None:
     """Print the recipe's JSON schema, for completion and checks in editors."""
     from lora_dpo.recipe.schema import Recipe
@@ -180,6 +245,21 @@ def _train(context: typer.Context, recipe: str, overrides: list[str] | None, **o
 
     code = train(Request(recipe, tuple(overrides or ()), debug=bool(context.obj), **options))
     if code:
+        raise typer.Exit(code)
+
+
+def _evaluate(words: list[str], processes: int) -> None:
+    if processes == 1:
+        from lora_dpo.eval import main as evaluate_here
+
+        evaluate_here(words)
+        return
+    from lora_dpo.cluster.launch import plan_evaluation
+    from lora_dpo.cluster.supervise import run_launch
+
+    launch = plan_evaluation(words, processes=processes)
+    note(f"$ {launch.line}")
+    if code := run_launch(launch, None):
         raise typer.Exit(code)
 
 

@@ -22,10 +22,10 @@ from lora_dpo.evaluation.evaluate import Subject, check_evaluation, evaluate
 from lora_dpo.evaluation.outcomes import write_outcomes
 from lora_dpo.evaluation.plots import draw_run
 from lora_dpo.evaluation.policies import Policies
-from lora_dpo.evaluation.prompts import PromptStyle
 from lora_dpo.evaluation.report import Report, print_report, show_finished, write_report
 from lora_dpo.evaluation.work import Work, kept_values
 from lora_dpo.files import partial_path, replace_folder, write_json
+from lora_dpo.model.base_record import write_base_record
 from lora_dpo.preparation import AnyTrainer, Loaded, Setting, check_launch, load, make_trainer, prepare_setting
 from lora_dpo.recipe.loading import to_yaml
 from lora_dpo.recipe.reference import check_reference_is_kept
@@ -146,8 +146,15 @@ def _train(
     _leave_if(trainer.stopped_by or stop.asked(), stop)  # it may have come too late for the last step
     target = run.model if recipe.adapter.method == "full" else run.adapter
     save_policy(trainer, partial_path(target), setting.tokenizer, loaded.below)
-    on_first(lambda: replace_folder(partial_path(target), target))
+    on_first(lambda: _put_in_place(run, target))
     return trainer
+
+
+def _put_in_place(run: RunFolder, target: Path) -> None:
+    """Renames what was trained to its place, with a word on its base, which it keeps wherever it is copied to."""
+    known = json.loads(run.provenance.read_text(encoding="utf-8"))
+    write_base_record(partial_path(target), known["model"])
+    replace_folder(partial_path(target), target)
 
 
 def _fill_reference(
@@ -185,7 +192,8 @@ def _evaluate(run: RunFolder, setting: Setting, trainer: AnyTrainer, origin: dic
     several = f" and {len(subject.questions)} questions" if subject.questions else ""
     note(f"Comparing before and after on {len(test)} held-out {prepared.unit}{several}.")
     divided = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
-    work = Work(from_first(lambda: kept_values(run, origin)), together=divided)
+    trained = str(run.model if recipe.adapter.method == "full" else run.adapter)
+    work = Work(from_first(lambda: kept_values(run.evaluation, trained, origin)), together=divided)
     return Report(
         recipe=recipe,
         data=prepared.summary(),
@@ -193,27 +201,6 @@ def _evaluate(run: RunFolder, setting: Setting, trainer: AnyTrainer, origin: dic
         measured=evaluate(work, subject, recipe),
         caveats=list(caveats_of_data(recipe, prepared.summary())),
     )
-
-
-def evaluate_run(run: RunFolder, subject: Subject, style: PromptStyle) -> dict[str, Any]:
-    """Measures a finished run again and writes its report; values that are known are not computed again.
-
-    Args:
-        run: The run.
-        subject: The run, loaded.
-        style: How multiple-choice questions are put.
-
-    Returns:
-        The report, as JSON.
-    """
-    recipe = run.load_recipe()
-    before = json.loads(run.report_json.read_text(encoding="utf-8"))
-    work = Work(from_first(lambda: kept_values(run, origin_of(recipe))))
-    measured = evaluate(work, subject, recipe, style)
-    caveats = list(caveats_of_data(recipe, before["data"]))
-    report = Report(recipe, before["data"], before["training"], measured, caveats)
-    on_first(lambda: _write(run, report))
-    return report.as_json()
 
 
 def _finish(run: RunFolder, report: Report, checkpoints: Checkpoints) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from pathlib import Path
 
@@ -35,3 +36,49 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory):
         return folders[architecture]
 
     return folder_of
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Returns a function that puts files into the Hub client's cache, as if they had been fetched once."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def put(repository: str, files: dict[str, str]) -> Path:
+        place = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text("a" * 40)
+        folder = place / "snapshots" / ("a" * 40)
+        folder.mkdir(parents=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        return folder
+
+    return put
+
+
+@pytest.fixture(scope="session")
+def _trained(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from lora_dpo.pipeline import align
+    from tests.small import small_recipe
+
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = small_recipe(
+        tiny_models("llama"),
+        folder,
+        data={"path": "bundled/misconceptions", "limit": 24},
+        train={"learning_rate": 2e-2, "evals_per_epoch": 0, "save_steps": 1, "keep_checkpoints": None},
+    )
+    return align(recipe)
+
+
+@pytest.fixture
+def trained(_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Returns a copy of a run of a tiny model on 24 questions, `runs/small` in the working directory."""
+    from lora_dpo.recipe.run_folder import RunFolder
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(_trained, "runs/small")
+    return RunFolder(Path("runs/small"))

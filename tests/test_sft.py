@@ -13,8 +13,9 @@ from lora_dpo.data.chat import TurnEncoder
 from lora_dpo.data.manifest import read_examples, read_manifest, read_pairs
 from lora_dpo.data.pair import group_of
 from lora_dpo.errors import UserError
-from lora_dpo.evaluation.load import load_run
-from lora_dpo.pipeline import align, evaluate_run
+from lora_dpo.evaluating import measure
+from lora_dpo.evaluation.asked import ask
+from lora_dpo.pipeline import align
 from lora_dpo.recipe.loading import load_recipe
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
@@ -105,7 +106,7 @@ def test_the_report_says_what_plain_peft_computes(sft: RunFolder) -> None:
 
 def test_it_is_measured_again_from_its_folder(sft: RunFolder) -> None:
     before = report_of(sft)
-    evaluate_run(sft, load_run(sft), "chat")
+    measure(ask(str(sft.path)), "chat")
     assert report_of(sft)["sft"] == before["sft"]
 
 
@@ -124,7 +125,7 @@ def test_the_dpo_stage_begins_with_it(mode: str, rank: int, sft: RunFolder, tiny
     assert json.loads((run.adapter / "adapter_config.json").read_text())["r"] == rank
     before = report_of(run)
     assert before["stage"] == "dpo"
-    evaluate_run(run, load_run(run), "chat")  # from the saved adapter, on the original base
+    measure(ask(str(run.path)), "chat")  # from the saved adapter, on the original base
     for when in ("before", "after"):
         found = report_of(run)["preference"]["margin"][when]
         assert found == pytest.approx(before["preference"]["margin"][when], abs=1e-4)

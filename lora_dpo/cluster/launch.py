@@ -1,4 +1,4 @@
-"""From a recipe to the `accelerate launch` line that trains it."""
+"""From a recipe to the `accelerate launch` line that trains it; from a number of processes to one that evaluates."""
 
 from __future__ import annotations
 
@@ -22,19 +22,23 @@ _DEEPSPEED = {"zero2", "zero3", "zero3_offload"}
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How a training is started.
+    """How a training or an evaluation is started.
 
     Attributes:
         strategy: The strategy.
         processes: Processes on this machine.
         command: The words to run.
         environment: Variables that are set besides the user's own.
+        what: What the command does, in a word.
+        stops_in_order: Whether it looks for a stop file; what does not keeps what it has as it goes.
     """
 
     strategy: str
     processes: int
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
+    what: str = "training"
+    stops_in_order: bool = True
 
     @property
     def line(self) -> str:
@@ -66,19 +70,45 @@ def plan_launch(recipe: Recipe, arguments: Sequence[str], *, processes: int | No
         )
     if gpus == 0 and strategy != "single":
         _check_runs_without_gpus(strategy, count)
-    elif count > max(gpus, 1):
-        raise UserError(
-            f"{count} processes need {count} GPUs; there are {gpus} on this machine.",
-            fix=f"Take --processes {max(gpus, 1)}, or leave it out.",
-        )
+    else:
+        _check_gpus_suffice(count, gpus)
     if strategy in _DEEPSPEED and importlib.util.find_spec("deepspeed") is None:
         raise UserError(f"train.strategy {strategy} needs the package deepspeed.", fix="Run: pip install deepspeed")
     if token_budget(recipe) is None:
         plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, count)
+    command = _command(strategy, count, [f"lora_dpo.{recipe.run.stage}", *arguments], on_cpu=gpus == 0)
+    return Launch(strategy, count, command, _threads(count))
+
+
+def plan_evaluation(arguments: Sequence[str], *, processes: int) -> Launch:
+    """Writes the command for an evaluation whose work several processes share; each holds the whole model.
+
+    Args:
+        arguments: What `lora_dpo.eval` is given.
+        processes: Number of processes, two at least.
+
+    Raises:
+        UserError: There are GPUs, but not as many.
+    """
+    gpus = gpu_count()
+    if gpus > 0:
+        _check_gpus_suffice(processes, gpus)
+    command = _command("ddp", processes, ["lora_dpo.eval", *arguments], on_cpu=gpus == 0)
+    return Launch("ddp", processes, command, _threads(processes), what="evaluation", stops_in_order=False)
+
+
+def _check_gpus_suffice(processes: int, gpus: int) -> None:
+    if processes > max(gpus, 1):
+        raise UserError(
+            f"{processes} processes need {processes} GPUs; there are {gpus} on this machine.",
+            fix=f"Take --processes {max(gpus, 1)}, or leave it out.",
+        )
+
+
+def _threads(processes: int) -> dict[str, str]:
     # Accelerate's default is one thread a process, which leaves the other cores idle; its own flag for it does nothing
     # where there are several processes.
-    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cpu_count() // count))}
-    return Launch(strategy, count, _command(recipe, strategy, count, arguments, on_cpu=gpus == 0), threads)
+    return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cpu_count() // processes))}
 
 
 def _check_runs_without_gpus(strategy: str, processes: int) -> None:
@@ -108,7 +138,7 @@ def _config(strategy: str, *, on_cpu: bool) -> Path:
     return resources.folder("accelerate_configs") / f"{name}.yaml"
 
 
-def _command(recipe: Recipe, strategy: str, processes: int, arguments: Sequence[str], *, on_cpu: bool) -> list[str]:
+def _command(strategy: str, processes: int, module: Sequence[str], *, on_cpu: bool) -> list[str]:
     folder = str(Path(sys.executable).parent)
     accelerate = shutil.which("accelerate", path=folder) or "accelerate"
     command = [_short(accelerate), "launch", "--quiet", "--config_file", _short(_config(strategy, on_cpu=on_cpu))]
@@ -116,7 +146,7 @@ def _command(recipe: Recipe, strategy: str, processes: int, arguments: Sequence[
         command += ["--num_processes", str(processes)]
     if strategy in _DEEPSPEED:  # the file's own path is relative to the checkout
         command += ["--deepspeed_config_file", _short(resources.folder("ds_configs") / f"{strategy}.json")]
-    return [*command, "-m", f"lora_dpo.{recipe.run.stage}", *arguments]
+    return [*command, "-m", *module]
 
 
 def _short(path: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""Runs a launch, passes on what asks it to stop, and returns the exit code of the training itself."""
+"""Runs a launch, passes on what asks it to stop, and returns the exit code of what was launched itself."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ def run_launch(launch: Launch, run: RunFolder | None) -> int:
 
     A launcher answers a signal by ending its processes within seconds, whatever they are doing. So it gets none: it
     runs in a session of its own, and the first signal becomes a stop file, which the training looks for after each
-    step. A second one, or one before there is a run folder, and so nothing to save, ends the processes at once.
+    step. A second one, or one before there is a run folder, and so nothing to save, ends the processes at once; so does
+    the first where nothing looks for the file.
 
     Args:
         launch: The command.
         run: The run folder that it writes; None where it writes none.
 
     Returns:
-        The training's own exit code, which it leaves in a file: `accelerate launch` turns every failure into 1. 85 if
+        The command's own exit code, which it leaves in a file: `accelerate launch` turns every failure into 1. 85 if
         it was stopped before there was anything to save; 128 and the signal's number if it was killed by one.
     """
     if run is not None:
@@ -48,7 +49,7 @@ def run_launch(launch: Launch, run: RunFolder | None) -> int:
         if run is None:
             environment[STOP_FILE] = str(stop_file)
         process = subprocess.Popen(launch.command, env=environment, start_new_session=True)
-        asked = _Signals(code_file, run, stop_file)
+        asked = _Signals(launch, code_file, run, stop_file)
         with asked.passed_on():
             code = process.wait()
             while left := _started_with(code_file):  # what a launcher that was killed has left behind
@@ -75,9 +76,9 @@ class _Signals:
         killed_by: The signal that ended the processes at once, if one did.
     """
 
-    def __init__(self, code_file: Path, run: RunFolder | None, stop_file: Path) -> None:
+    def __init__(self, launch: Launch, code_file: Path, run: RunFolder | None, stop_file: Path) -> None:
         self.killed_by: signal.Signals | None = None
-        self._code_file, self._run, self._stop_file = code_file, run, stop_file
+        self._launch, self._code_file, self._run, self._stop_file = launch, code_file, run, stop_file
         self._asked = False
 
     @contextlib.contextmanager
@@ -95,6 +96,9 @@ class _Signals:
     def said_how_it_ended(self) -> int:
         """Says what a signal that ended the processes at once has left, and returns the exit code."""
         name = _SIGNALS[self.killed_by]
+        if not self._launch.stops_in_order:
+            note(f"Ended by {name}. What was measured is kept: the same command goes on from there.")
+            return 128 + self.killed_by
         if not self._asked:
             note(f"Stopped by {name}, before there was anything to save.")
             return STOPPED_EXIT_CODE
@@ -103,7 +107,8 @@ class _Signals:
 
     def _pass_on(self, number: int, frame: object) -> None:
         run = self._run
-        if not self._asked and (run is None or (run.is_run and not run.is_complete)):
+        can_stop = self._launch.stops_in_order and (run is None or (run.is_run and not run.is_complete))
+        if can_stop and not self._asked:
             self._asked = True
             write_text(self._stop_file if run is None else run.stop_file, _SIGNALS[signal.Signals(number)])
             when = "keep what it has" if run is None else "save and leave after this step"
@@ -116,13 +121,15 @@ class _Signals:
 def _say_that_it_died(launch: Launch, run: RunFolder | None, *, with_traceback: bool) -> None:
     if launch.processes > 1:
         words = (
-            "A process of the training died. The launcher's lines above say which one and how; exitcode -9 is a kill, "
-            "as by a machine that ran out of memory."
+            f"A process of the {launch.what} died. The launcher's lines above say which one and how; exitcode -9 is a "
+            "kill, as by a machine that ran out of memory."
         )
     elif with_traceback:
-        words = "The training died of the error above."
+        words = f"The {launch.what} died of the error above."
     else:
-        words = "The training ended without saying why. If nothing above does, it was killed, as for want of memory."
+        words = (
+            f"The {launch.what} ended without saying why. If nothing above does, it was killed, as for want of memory."
+        )
     if run is not None and run.is_run and not run.is_complete:
         words += " Started again, it goes on from its newest whole checkpoint."
     show_error(words)

@@ -153,7 +153,24 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     Raises:
         UserError: The data cannot be read, tokenised soundly, or divided as asked.
     """
-    divided, sources = divide_pairs(recipe), recipe.data.sources()
+    return _prepare(recipe, tokenizer, trains=True)
+
+
+def prepare_test(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+    """Carries out a data section of which nothing is trained on: its sources are for testing only.
+
+    Args:
+        recipe: The recipe.
+        tokenizer: The model's tokenizer.
+
+    Raises:
+        UserError: The data cannot be read or tokenised soundly, or no pair of it is usable.
+    """
+    return _prepare(recipe, tokenizer, trains=False)
+
+
+def _prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, trains: bool) -> Prepared:
+    divided, sources = divide_pairs(recipe, trains=trains), recipe.data.sources()
     loaded, order = divided.loaded, held_out_first(sources)
     encoder = TurnEncoder(tokenizer, recipe.model.template)
     encoded = {
@@ -176,11 +193,12 @@ def prepare(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     )
 
 
-def divide_pairs(recipe: Recipe) -> Divided:
+def divide_pairs(recipe: Recipe, *, trains: bool = True) -> Divided:
     """Reads, lints and divides a recipe's preferences.
 
     Args:
         recipe: The recipe.
+        trains: Whether there is to be a train split, whatever the sources are for.
 
     Raises:
         UserError: The data cannot be read, or divided as asked.
@@ -188,7 +206,10 @@ def divide_pairs(recipe: Recipe) -> Divided:
     loaded, sources = load_pairs(recipe.data), recipe.data.sources()
     merged = merge_groups([pair for number in held_out_first(sources) for pair in loaded.by_source[number]])
     clean, dropped = lint(merged)
-    splits = split_by_group(by_source(clean, len(sources)), sources, recipe.data.split, recipe.data.limit)
+    if not trains and not clean:
+        raise _nothing_usable(sources, dropped)
+    divided = by_source(clean, len(sources))
+    splits = split_by_group(divided, sources, recipe.data.split, recipe.data.limit, trains=trains)
     report = loaded.report
     unread = Counter(bad_row=report.bad_rows, no_preference=report.rows_without_pair)
     return Divided(loaded, merged, splits, Counter(dropped) + splits.dropped + unread)
@@ -245,3 +266,12 @@ def by_source(clean: Sequence[Item], sources: int) -> list[list[Item]]:
     for one in clean:
         divided[one.source].append(one)
     return divided
+
+
+def _nothing_usable(sources: Sequence[Source], dropped: Counter[str]) -> UserError:
+    return UserError(
+        "the test set holds no usable pair",
+        why=f"Left out: {', '.join(f'{count} {reason}' for reason, count in dropped.items())}.",
+        fix="Name a file whose rows have a better and a worse answer.",
+        where=", ".join(source.path for source in sources),
+    )

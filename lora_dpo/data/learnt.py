@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lora_dpo.console import note
-from lora_dpo.data.manifest import read_examples, read_pairs
+from lora_dpo.data.manifest import read_data
 from lora_dpo.data.pair import Asked, group_of
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.run_folder import RunFolder
@@ -64,6 +64,4 @@ def _begins_with(recipe: Recipe) -> str | None:
 
 def _learnt(run: RunFolder) -> set[str]:
     """Returns the prompts that a run was trained on, by `group_of`."""
-    sft = run.data / "examples.jsonl"
-    splits = read_examples(sft) if sft.is_file() else read_pairs(run.data / "pairs.jsonl")
-    return {group_of(one.prompt) for one in splits["train"]}
+    return {group_of(one.prompt) for one in read_data(run.data)["train"]}

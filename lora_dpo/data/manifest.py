@@ -91,6 +91,19 @@ def read_examples(path: Path) -> dict[SplitName, list[Example]]:
     return _read(path, "example", lambda values: Example(**{**values, "prompt": tuple(values["prompt"])}))
 
 
+def read_data(folder: Path) -> dict[SplitName, list[Pair]] | dict[SplitName, list[Example]]:
+    """Reads what a run was trained and tested on: its pairs or, of an SFT run, its examples.
+
+    Args:
+        folder: The run's folder `data/`.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    examples = folder / "examples.jsonl"
+    return read_examples(examples) if examples.is_file() else read_pairs(folder / "pairs.jsonl")
+
+
 def write_questions(path: Path, splits: Mapping[SplitName, Sequence[Question]]) -> None:
     """Writes `questions.jsonl`: one question a line, with its split. The file appears whole or not at all."""
     _write(path, splits)

@@ -44,6 +44,7 @@ def split_by_group(
     limit: int | None = None,
     *,
     held_out: Mapping[str, SplitName] | None = None,
+    trains: bool = True,
 ) -> Splits[T]:
     """Divides pairs, or examples, so that every group is on exactly one side.
 
@@ -60,6 +61,7 @@ def split_by_group(
         split: Fractions of groups or the fold, and the seed.
         limit: About how many pairs to keep in all, by whole groups; None keeps all.
         held_out: Groups that something else holds out already, and on which side.
+        trains: Whether there is to be a train split, whatever the sources are for.
 
     Raises:
         UserError: The train split, a split that is asked for, or a fold would be empty.
@@ -79,7 +81,7 @@ def split_by_group(
         result["train"] += _weighted(training, source.weight, split.seed)
         for name in _HELD_OUT:
             result[name] += [pair for pair in own if final[pair.group] == name]
-    _refuse_empty(result, uses, split, groups=len(final), limit=limit)
+    _refuse_empty(result, uses, split, groups=len(final), limit=limit, trains=trains)
     dropped = Counter(limit=_count(pairs_by_source) - _count(limited), overlap=_count(limited) - kept)
     return Splits(result, +dropped)
 
@@ -192,9 +194,15 @@ def _count(pairs_by_source: Iterable[Sequence[Asked]]) -> int:
 
 
 def _refuse_empty(
-    result: Mapping[SplitName, Sequence[Asked]], uses: Sequence[str], split: Split, *, groups: int, limit: int | None
+    result: Mapping[SplitName, Sequence[Asked]],
+    uses: Sequence[str],
+    split: Split,
+    *,
+    groups: int,
+    limit: int | None,
+    trains: bool,
 ) -> None:
-    needed: set[str] = {"train", *uses} - {"auto"}
+    needed: set[str] = {*(["train"] if trains else []), *uses} - {"auto"}
     if "auto" in uses:
         asked_for = {"test": split.test or split.folds, "validation": split.validation}
         needed |= {name for name, part in asked_for.items() if part}

@@ -14,13 +14,14 @@ from lora_dpo.evaluation import generation, multiple_choice, preference, supervi
 from lora_dpo.evaluation.cost import divergence
 from lora_dpo.evaluation.gathering import gather
 from lora_dpo.evaluation.generation import Generation, Sample, Written
-from lora_dpo.evaluation.multiple_choice import MultipleChoice, compare_choices
+from lora_dpo.evaluation.multiple_choice import MultipleChoice, answers_of, compare_choices
 from lora_dpo.evaluation.outcomes import Outcome
 from lora_dpo.evaluation.perplexity import PLAIN_TEXT, perplexity, read_text
 from lora_dpo.evaluation.policies import Policies
-from lora_dpo.evaluation.preference import Preference, score_pairs
-from lora_dpo.evaluation.prompts import PromptStyle
-from lora_dpo.evaluation.supervised import Supervised, score_examples
+from lora_dpo.evaluation.preference import Preference, pair_scores, questions_of
+from lora_dpo.evaluation.prompts import PromptStyle, encode
+from lora_dpo.evaluation.scoring import score_both
+from lora_dpo.evaluation.supervised import Supervised, example_scores, sequences_of
 from lora_dpo.evaluation.work import Work
 from lora_dpo.recipe.schema import Recipe
 
@@ -112,11 +113,14 @@ def evaluate(work: Work, subject: Subject, recipe: Recipe, style: PromptStyle = 
         style: How multiple-choice questions are put.
     """
     options, seed = recipe.evaluation, recipe.run.seed
-    policies, encoder, batch_size = subject.policies, subject.encoder, recipe.evaluation.batch_size
-    scores = score_pairs(work, policies, subject.pairs, batch_size=batch_size) if subject.pairs else None
-    choices = compare_choices(work, policies, encoder, subject.questions, style, batch_size=batch_size)
-    examples = subject.examples
-    answers = score_examples(work, policies, examples, batch_size=batch_size) if examples else None
+    policies, encoder, examples = subject.policies, subject.encoder, subject.examples
+    asked = [encode(style, encoder, question.prompt, answers_of(question)) for question in subject.questions]
+    # Put as a chat, pairs are made of the answers that are asked for, so questions come first: as whole trees.
+    to_score = [*asked, *questions_of(subject.pairs), *sequences_of(examples)]
+    found = score_both(work, policies, to_score, batch_size=options.batch_size)
+    scores = pair_scores(subject.pairs, found) if subject.pairs else None
+    choices = compare_choices(subject.questions, asked, found)
+    answers = example_scores(examples, found) if examples else None
     written = generation.write(work, policies, encoder, subject.pairs or examples, options, seed=seed)
     by_group = {question.group: question for question in subject.questions}
     return Measured(

@@ -24,6 +24,7 @@ from lora_dpo.recipe.stages import UNITS
 
 if TYPE_CHECKING:  # these import torch, which a report that is only shown again does not need
     from lora_dpo.evaluation.evaluate import Measured
+    from lora_dpo.evaluation.harness import Harness
 
 SCHEMA_VERSION = 2
 _SAMPLES_SHOWN = 2
@@ -36,16 +37,20 @@ class Report:
     Args:
         recipe: The recipe.
         data: Counts and hashes of the splits, as `lora-dpo data --json` prints them.
-        training: Optimizer steps, and seconds that they took.
+        training: Optimizer steps, and seconds that they took; None for what was trained elsewhere.
         measured: What the evaluation found.
         caveats: What must be known before the numbers are believed, besides what they themselves warn of.
+        subject: Which weights were measured on which data; None for a run on its own, which says it in its folder.
+        harness: What lm-evaluation-harness found, if it was asked.
     """
 
     recipe: Recipe
     data: dict[str, Any]
-    training: dict[str, float]
+    training: dict[str, float] | None
     measured: Measured
     caveats: list[str] = field(default_factory=list)
+    subject: dict[str, Any] | None = None
+    harness: Harness | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Returns the report with its stable keys."""
@@ -55,12 +60,14 @@ class Report:
             "generation": self.measured.generation,
             "cost": self.measured.cost,
             "sft": self.measured.sft,
+            "harness": self.harness,
         }
         return {
             "schema_version": SCHEMA_VERSION,
             "run": self.recipe.run.name,
             "stage": self.recipe.run.stage,
             "model": self.recipe.model.name,
+            "subject": self.subject,
             "verdict": tables.verdict(found),
             "training": self.training,
             "data": self.data,
@@ -71,23 +78,35 @@ class Report:
         }
 
     def summary(self) -> str:
-        """Returns in a sentence what was trained, and how long."""
-        recipe, minutes = self.recipe, self.training["seconds"] / 60
+        """Returns in a sentence what was trained, and how long, as far as that is known."""
+        recipe = self.recipe
+        if self.training is None:
+            return f"{self.subject['place'] or self.subject['name']}, compared with {recipe.model.name}."
+        minutes = self.training["seconds"] / 60
         loss = "SFT" if recipe.run.stage == "sft" else f"{' + '.join(recipe.dpo.loss)} with beta {recipe.dpo.beta:g}"
         return (
             f"{recipe.model.name}, {recipe.adapter.method}, {loss}, {self.training['steps']} steps of "
             f"{recipe.train.global_batch_size} {UNITS[recipe.run.stage]} in {minutes:.1f} minutes."
         )
 
+    def links(self) -> str:
+        """Returns how much data there was, and where more is to be found."""
+        splits = self.data.get("splits", {})
+        unit = "examples" if any("examples" in n for n in splits.values()) else "pairs"
+        counts = ", ".join(f"{split} {n[unit]} ({n['groups']} questions)" for split, n in splits.items() if n[unit])
+        if self.subject is None:
+            return (
+                f"{unit.capitalize()}: {counts}. See [recipe.yaml](recipe.yaml) and [provenance.json](provenance.json)."
+            )
+        pairs = f"Pairs of {self.subject['data']}: {counts}. " if self.subject["data"] else ""
+        return f"{pairs}[report.json](report.json) has the hashes of the weights, under `subject`."
+
 
 def write_report(report: Report, run: RunFolder, pictures: Sequence[Path]) -> None:
     """Writes report.md, then report.json, whose presence says that the run is complete."""
     content = report.as_json()
-    unit = UNITS[report.recipe.run.stage]
-    counts = ", ".join(f"{split} {n[unit]} ({n['groups']} questions)" for split, n in report.data["splits"].items())
-    links = f"{unit.capitalize()}: {counts}. See [recipe.yaml](recipe.yaml) and [provenance.json](provenance.json)."
     relative = [picture.relative_to(run.path) for picture in pictures]
-    write_text(run.report_md, markdown(content, report.summary(), relative, links))
+    write_text(run.report_md, markdown(content, report.summary(), relative, report.links()))
     write_json(run.report_json, content)
 
 
@@ -113,6 +132,8 @@ def print_report(report: Mapping[str, Any], run: RunFolder) -> None:
         out.print(_table(tables.HEADINGS, rows, caption=tables.counts(report)))
     if folds := tables.fold_rows(report):
         out.print(_table(folds[0], folds[1:]))
+    if tasks := tables.harness_rows(report):
+        out.print(_table(tables.HARNESS_HEADINGS, tasks, caption=tables.harness_remark(report)))
     for remark in (*tables.remarks(report), *report["caveats"]):
         out.print(Text(f"- {remark}"))
     for sample in report["samples"][:_SAMPLES_SHOWN]:

@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_dpo.data.chat import TokenisedExample
-from lora_dpo.evaluation.policies import Policies
-from lora_dpo.evaluation.scoring import score_questions
+from lora_dpo.evaluation.scoring import Scored, Scores
 from lora_dpo.evaluation.statistics import Comparison, compare
-from lora_dpo.evaluation.work import Work
 
 
 class Supervised(TypedDict):
@@ -48,31 +46,25 @@ class ExampleScores:
     groups: NDArray[np.int64]
 
 
-def score_examples(
-    work: Work, policies: Policies, examples: Sequence[TokenisedExample], *, batch_size: int
-) -> ExampleScores:
-    """Scores examples before and after.
+def sequences_of(examples: Sequence[TokenisedExample]) -> list[list[Scored]]:
+    """Returns the sequences of each question's examples, for `score_both`."""
+    questions: dict[str, list[Scored]] = {}
+    for one in examples:
+        questions.setdefault(one.group, []).append((one.prompt_ids, one.answer_ids))
+    return list(questions.values())
+
+
+def example_scores(examples: Sequence[TokenisedExample], scores: Scores) -> ExampleScores:
+    """Returns the examples' log-probabilities.
 
     Args:
-        work: How the forward passes are carried out.
-        policies: The two policies.
         examples: Held-out examples, one at least.
-        batch_size: Without trees, sequences a forward pass.
+        scores: What `score_both` found of them.
     """
     number = {group: place for place, group in enumerate(dict.fromkeys(one.group for one in examples))}
-    groups = np.array([number[one.group] for one in examples])
-    by_question = [np.flatnonzero(groups == place) for place in range(len(number))]
-    asked = [[(examples[i].prompt_ids, examples[i].answer_ids) for i in places] for places in by_question]
-    found = []
-    for policy, what in ((policies.before, "held-out answers, before"), (policies.after, "held-out answers, after")):
-        scores = np.zeros(len(examples))
-        with policy() as model:
-            for places, values in zip(
-                by_question, score_questions(work, model, asked, what, batch_size=batch_size), strict=True
-            ):
-                scores[places] = values
-        found.append(scores)
-    return ExampleScores(*found, np.array([len(one.answer_ids) for one in examples]), groups)
+    before, after = scores.of([(one.prompt_ids, one.answer_ids) for one in examples])
+    tokens = np.array([len(one.answer_ids) for one in examples])
+    return ExampleScores(np.array(before), np.array(after), tokens, np.array([number[one.group] for one in examples]))
 
 
 def losses_of_questions(scores: ExampleScores) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

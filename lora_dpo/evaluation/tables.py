@@ -22,6 +22,7 @@ _METRICS = (
 )
 """Where a comparison stands in report.json, in the table's order; its name there, and what kind of number it is."""
 _FORMATS = {"share": "{:.1%}", "signed": "{:+.2f}", "number": "{:.1f}", "score": "{:+.3f}", "nats": "{:.3f}"}
+HARNESS_HEADINGS = ("task", "metric", "before", "after", "change", "n")
 _PUT = {"chat": "put as a chat", "harness": "put as the benchmark does"}
 
 
@@ -40,7 +41,7 @@ def verdict(report: Mapping[str, Any]) -> str:
     """Returns in a sentence whether the model became better, by the first metric that the data has.
 
     Args:
-        report: `multiple_choice`, `preference` and `sft`, as report.json has them.
+        report: `multiple_choice`, `preference` and, if there are any, `sft` and `harness`, as report.json has them.
     """
     if report.get("sft") is not None:
         return _verdict_of_sft(report["sft"]["loss"])
@@ -55,6 +56,8 @@ def verdict(report: Mapping[str, Any]) -> str:
             if low > 0:
                 return f"Better: {change}"
             return f"Worse: {change}" if high < 0 else f"No difference that can be told from chance: {change}"
+    if report.get("harness"):
+        return "Nothing was held out; lm-evaluation-harness found the numbers below."
     return "Nothing was held out, so there is nothing to say of it."
 
 
@@ -89,8 +92,7 @@ def _row(name: str, found: Mapping[str, Any], kind: str) -> Row:
     low, high = found["ci95"]
     levels = [_FORMATS[kind].format(found[when]) for when in ("before", "after")]
     interval = f"{_change(low, kind)} to {_change(high, kind)}"
-    change = f"{_change(found['difference'], kind)}{' points' * (kind == 'share')}"
-    return Row(name, *levels, change, interval, f"{found['p']:.4f}")
+    return Row(name, *levels, _change(found["difference"], kind), interval, f"{found['p']:.4f}")
 
 
 def _change(value: float, kind: str) -> str:
@@ -114,6 +116,31 @@ def fold_rows(report: Mapping[str, Any]) -> list[list[str]]:
             found.append([name, *(_change(fold["difference"][key], kind) for fold in folds)])
     found.append(["perplexity", *(f"{100 * fold['perplexity_change']:+.1f} %" for fold in folds)])
     return found
+
+
+def harness_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """Returns a row for each number that lm-evaluation-harness found, with its standard errors."""
+    return [
+        [
+            found["task"],
+            found["metric"] if found["filter"] == "none" else f"{found['metric']}, {found['filter']}",
+            *(_with_error(found[when], found[f"stderr_{when}"]) for when in ("before", "after")),
+            "" if None in (found["before"], found["after"]) else f"{found['after'] - found['before']:+.4f}",
+            str(found["n"]),
+        ]
+        for found in (report.get("harness") or {"tasks": []})["tasks"]
+    ]
+
+
+def harness_remark(report: Mapping[str, Any]) -> str:
+    """Returns how these numbers came about."""
+    harness = report["harness"]
+    cut = "" if harness["limit"] is None else f", the first {harness['limit']} documents of each task"
+    return f"{harness['package']}, no chat template{cut}; ± is its standard error"
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    return " ± ".join(f"{number:.4f}" for number in (value, error) if number is not None)
 
 
 def remarks(report: Mapping[str, Any]) -> Iterator[str]:
@@ -146,7 +173,7 @@ def counts(report: Mapping[str, Any]) -> str:
         parts.append(f"{sft['n_examples']} examples of {sft['n_groups']} questions")
     if report["generation"]:
         parts.append(f"{report['generation']['n']} answers")
-    return "held out: " + "; ".join(parts)
+    return "held out: " + "; ".join(parts) + "; changes of shares in points"
 
 
 def _judges(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:

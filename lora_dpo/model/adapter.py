@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
 from safetensors import SafetensorError
 from transformers.pytorch_utils import Conv1D
 
@@ -109,24 +110,40 @@ def load_adapter(name: str, model: PreTrainedModel, *, is_trainable: bool = Fals
         is_trainable: Whether it is to be trained further.
 
     Raises:
-        UserError: It cannot be read, or does not fit the model.
+        UserError: It cannot be read, or does not fit the model in all its parts.
     """
     folder = adapter_folder(name)
+    place = str(folder or name)
     try:
         with nullcontext() if folder else offline_unless_reachable():
-            return PeftModel.from_pretrained(model, str(folder or name), is_trainable=is_trainable)
+            loaded = PeftModel.from_pretrained(model, place, is_trainable=is_trainable)
+            odd = _without_counterpart(loaded, load_peft_weights(place, device="cpu"))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         explained = None if folder else explain_hub_error(error, name)
-        raise explained or UserError(
-            f"The adapter {name} cannot be put on this model: {str(error).splitlines()[0]}",
-            fix="Use the base model that the adapter was trained on, and a complete copy of the adapter.",
-        ) from error
+        raise explained or _does_not_fit(name, str(error).splitlines()[0]) from error
+    if odd:
+        raise _does_not_fit(name, f"{len(odd)} tensors have no counterpart, such as {odd[0]}")
+    return loaded
 
 
 def adapter_folder(name: str) -> Path | None:
     """Returns the folder with the adapter that `adapter.init_from` names, or None where it names no such folder."""
     path = Path(name).expanduser()
     return next((folder for folder in (path, path / "adapter") if (folder / "adapter_config.json").is_file()), None)
+
+
+def _without_counterpart(loaded: PeftModel, saved: Mapping[str, torch.Tensor]) -> list[str]:
+    """Returns the adapter's tensors that only the file or only the model has; PEFT itself would go on without them."""
+    expected = get_peft_model_state_dict(loaded, save_embedding_layers=False).keys()
+    missing = [name for name in expected if name not in saved]
+    return missing + [name for name in saved if name not in expected and "lora_" in name]
+
+
+def _does_not_fit(name: str, why: str) -> UserError:
+    return UserError(
+        f"The adapter {name} cannot be put on this model: {why}",
+        fix="Use the base model that the adapter was trained on, and a complete copy of the adapter.",
+    )
 
 
 def _say_what_is_kept(adapter: AdapterSection, kept: LoraConfig) -> None:

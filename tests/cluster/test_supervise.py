@@ -128,6 +128,20 @@ def test_it_is_said_last_how_a_launch_failed(
     assert ("Started again, it goes on from its newest whole checkpoint." in words) == (code != 2)
 
 
+def test_what_has_no_order_to_stop_in_is_ended_by_the_first_signal(capfd) -> None:
+    child = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(100)"
+    launch = Launch("ddp", 2, [sys.executable, "-c", child], what="evaluation", stops_in_order=False)
+    assert run_launch(launch, None) == 128 + signal.SIGTERM
+    said = capfd.readouterr().err
+    assert said == "Ended by SIGTERM. What was measured is kept: the same command goes on from there.\n"
+
+
+def test_an_evaluation_that_died_is_not_called_a_training(capfd) -> None:
+    launch = Launch("ddp", 2, [sys.executable, "-c", DIED], what="evaluation", stops_in_order=False)
+    assert run_launch(launch, None) == 137
+    assert capfd.readouterr().err.startswith("Error: A process of the evaluation died.")
+
+
 def test_nohup_is_respected(run: RunFolder) -> None:
     run.create(RECIPE, overwrite=False)
     child = "import os, signal, time; os.kill(os.getppid(), signal.SIGHUP); time.sleep(1)"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_dpo.data.build import prepare
+from lora_dpo.data.build import prepare, prepare_test
 from lora_dpo.data.manifest import read_manifest, read_pairs, read_questions
 from lora_dpo.data.pair import normalised
 from lora_dpo.data.sources import load_pairs
@@ -210,3 +210,29 @@ def test_same_splits_and_tokens_in_every_process(tmp_path: Path) -> None:
         outputs.append(json.loads(done.stdout.splitlines()[-1]))
     assert outputs[0] == outputs[1]
     assert 50 <= outputs[0][0]["pairs"] <= 62
+
+
+def test_a_test_set_is_all_test(tmp_path: Path) -> None:
+    source = {"path": "bundled/misconceptions", "use": "test"}
+    prepared = prepare_test(recipe(tmp_path, path=[source], pairs="all"), tiny_tokenizer("gemma2"))
+    counts = prepared.summary()
+    assert {split: part["groups"] for split, part in counts["splits"].items()} == {
+        "train": 0,
+        "validation": 0,
+        "test": len(BUNDLED),
+    }
+    assert counts["questions"] == {"train": 0, "validation": 0, "test": len(BUNDLED)}
+    expected = prepare(recipe(tmp_path, pairs="all"), tiny_tokenizer("gemma2")).summary()
+    assert (counts["pairs"], counts["dropped"]) == (expected["pairs"], expected["dropped"])
+    with pytest.raises(UserError, match="the train split would be empty"):
+        prepare(recipe(tmp_path, path=[source]), tiny_tokenizer("gemma2"))
+
+
+def test_a_test_set_of_which_nothing_is_usable_is_refused(jsonl, tmp_path: Path) -> None:
+    rows = [{"prompt": "Why?", "chosen": "So.", "rejected": " So. "}, {"prompt": "Who?", "chosen": "", "rejected": "I"}]
+    source = {"path": str(jsonl(rows)), "use": "test"}
+    with pytest.raises(UserError) as caught:
+        prepare_test(recipe(tmp_path, path=[source]), tiny_tokenizer("gemma2"))
+    assert str(caught.value).startswith(f"{source['path']}: the test set holds no usable pair\nLeft out: 1 ")
+    assert "1 identical" in caught.value.why
+    assert "1 empty" in caught.value.why

@@ -63,6 +63,18 @@ SAMPLES = [
 ]
 
 
+TASK = {"task": "arc", "version": "1.0", "metric": "acc", "higher_is_better": True, "n": 9, "shots": 0}
+HARNESS = {
+    "package": "lm-eval 0.4.13",
+    "chat_template": False,
+    "limit": 9,
+    "tasks": [
+        {**TASK, "filter": "none", "before": 0.5, "after": 0.75, "stderr_before": 0.125, "stderr_after": None},
+        {**TASK, "filter": "strict", "before": 0.5, "after": None, "stderr_before": 0.125, "stderr_after": None},
+    ],
+}
+SUBJECT = {"kind": "adapter", "name": "tuned", "place": "some/tuned", "data": "facts.jsonl", "base": "org/model"}
+
 TEXTS = {"best": "So", "favourite before": "Thus", "favourite after": "So"}
 OUTCOME = Outcome("g1", "Why\nso?", "Reasons", {"mc2": 0.25}, {"mc2": 0.75}, {**TEXTS, "chosen": "So"})
 EXAMPLE = {
@@ -89,6 +101,7 @@ def test_json_keys_are_stable(report: Report) -> None:
         "run": "small",
         "stage": "dpo",
         "model": "org/model",
+        "subject": None,
         "verdict": NO_DIFFERENCE,
         "training": TRAINING,
         "data": DATA,
@@ -97,6 +110,7 @@ def test_json_keys_are_stable(report: Report) -> None:
         "generation": json.loads(json.dumps(GENERATION)),
         "cost": COST,
         "sft": None,
+        "harness": None,
         "examples": {"improved": [EXAMPLE], "worse": []},
         "samples": SAMPLES,
         "caveats": ["Mind [this].", "4 held-out questions are few: mind the intervals, not the differences."],
@@ -113,14 +127,14 @@ def test_markdown(report: Report) -> None:
     table = lines.index("|  | before | after | change | 95 % interval | p |")
     assert lines[table + 1 : table + 12] == [
         "|---|--:|--:|--:|--:|--:|",
-        "| MC1 | 25.0% | 50.0% | +25.0 points | -10.0 to +60.0 | 0.0125 |",
-        "| MC2 | 30.0% | 40.0% | +10.0 points | +5.0 to +15.0 | 0.0125 |",
-        "| preference accuracy | 50.0% | 87.5% | +37.5 points | +12.5 to +50.0 | 0.0125 |",
-        "| accuracy per token | 50.0% | 50.0% | +0.0 points | +0.0 to +0.0 | 0.0125 |",
+        "| MC1 | 25.0% | 50.0% | +25.0 | -10.0 to +60.0 | 0.0125 |",
+        "| MC2 | 30.0% | 40.0% | +10.0 | +5.0 to +15.0 | 0.0125 |",
+        "| preference accuracy | 50.0% | 87.5% | +37.5 | +12.5 to +50.0 | 0.0125 |",
+        "| accuracy per token | 50.0% | 50.0% | +0.0 | +0.0 to +0.0 | 0.0125 |",
         "| margin, nats | -1.25 | +2.00 | +3.25 | +1.00 to +5.50 | 0.0125 |",
         "| answer's tokens | 12.5 | 10.0 | -2.50 | -5.00 to +0.00 | 0.0125 |",
         *(
-            f"| {name} | 25.0% | 50.0% | +25.0 points | +0.0 to +50.0 | 0.0125 |"
+            f"| {name} | 25.0% | 50.0% | +25.0 | +0.0 to +50.0 | 0.0125 |"
             for name in ("repetition", "refusals", "ended by itself")
         ),
         "| judge judge | -0.100 | +0.200 | +0.300 | +0.100 to +0.500 | 0.0125 |",
@@ -131,7 +145,7 @@ def test_markdown(report: Report) -> None:
         "- Judge judge agrees with people on 75.0% of 1,234 labelled answers (always saying the same: 60.0%); by it "
     )
     assert f"{judged}3 answers became better, 0 worse, 1 neither." in lines
-    counts = "Held out: 4 questions, put as the benchmark does; 5 pairs of 4 questions; 2 answers. MC0: "
+    counts = "Held out: 4 questions, put as the benchmark does; 5 pairs of 4 questions; 2 answers; "
     assert any(line.startswith(counts) for line in lines)
     prompt = lines.index("Multiple choice (of today), the first prompt:")
     assert lines[prompt + 2 : prompt + 4] == ["    Q: Why?", "    A:"]
@@ -172,10 +186,50 @@ def test_printed(report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         print_report(report.as_json(), run)
     text = (tmp_path / "shown").read_text()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.count("│") == 7]
-    assert ["preference accuracy", "50.0%", "87.5%", "+37.5 points", "+12.5 to +50.0", "0.0125"] in rows
+    assert ["preference accuracy", "50.0%", "87.5%", "+37.5", "+12.5 to +50.0", "0.0125"] in rows
     assert ["margin, nats", "-1.25", "+2.00", "+3.25", "+1.00 to +5.50", "0.0125"] in rows
     assert "Really [b]why[/b]?" in text
     assert "- Mind [this]." in text
     assert "(nothing)" in text
     assert f"report    {run.report_md}" in text
     assert "adapter" not in text
+
+
+@pytest.fixture
+def strange(report: Report) -> Report:
+    """A report of an adapter from elsewhere."""
+    data = {"splits": {"train": {"pairs": 0, "groups": 0}, "test": {"pairs": 5, "groups": 4}}}
+    return Report(report.recipe, data, None, Measured(), ["Unknown."], subject=SUBJECT, harness=HARNESS)
+
+
+def test_what_was_trained_elsewhere(strange: Report) -> None:
+    output = RunFolder.of(strange.recipe)
+    write_report(strange, output, [])
+    content = json.loads(output.report_json.read_text())
+    assert (content["training"], content["subject"], content["harness"]) == (None, SUBJECT, HARNESS)
+    assert content["verdict"] == "Nothing was held out; lm-evaluation-harness found the numbers below."
+    lines = output.report_md.read_text().splitlines()
+    assert "some/tuned, compared with org/model." in lines
+    assert "## Training" not in lines
+    assert lines[-1].startswith("Pairs of facts.jsonl: test 5 (4 questions). [report.json](report.json) has the hashes")
+
+
+def test_the_harness_s_numbers(strange: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    output = RunFolder.of(strange.recipe)
+    write_report(strange, output, [])
+    lines = output.report_md.read_text().splitlines()
+    table = lines.index("## lm-evaluation-harness")
+    assert lines[table + 2 : table + 8] == [
+        "| task | metric | before | after | change | n |",
+        "|---|--:|--:|--:|--:|--:|",
+        "| arc | acc | 0.5000 ± 0.1250 | 0.7500 | +0.2500 | 9 |",
+        "| arc | acc, strict | 0.5000 ± 0.1250 |  |  | 9 |",
+        "",
+        "lm-eval 0.4.13, no chat template, the first 9 documents of each task; ± is its standard error.",
+    ]
+    with (tmp_path / "shown").open("w") as file:
+        monkeypatch.setattr(report_module, "out", Console(width=100, file=file))
+        print_report(strange.as_json(), output)
+    text = (tmp_path / "shown").read_text()
+    assert "0.5000 ± 0.1250" in text
+    assert "no chat template" in text

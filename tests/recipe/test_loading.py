@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lora_dpo import resources
 from lora_dpo.errors import UserError
-from lora_dpo.recipe.loading import all_keys, find_recipe, load_recipe, to_yaml
+from lora_dpo.recipe.loading import all_keys, find_recipe, load_recipe, to_yaml, with_overrides
 from lora_dpo.recipe.schema import Recipe
 
 SMALLEST = "model: {name: org/model}\nrun: {name: first}\n"
@@ -303,3 +303,16 @@ def test_a_recipe_is_the_same_after_being_written_and_read(tmp_path: Path, value
     assert load_recipe(resolved) == loaded
     assert yaml.safe_load(to_yaml(loaded)).keys() == Recipe.model_fields.keys()
     assert Recipe.model_validate(yaml.safe_load(to_yaml(loaded))) == loaded  # with a YAML 1.1 reader as well
+
+
+def test_values_of_a_recipe_are_replaced_and_checked_like_those_of_a_file(recipe) -> None:
+    loaded = recipe(f"{SMALLEST}evaluation: {{samples: 5}}\n")
+    changed = with_overrides(loaded, ["evaluation.batch_size=2", "data.pairs.sample=3"])
+    assert (changed.evaluation.samples, changed.evaluation.batch_size, changed.data.pairs.sample) == (5, 2, 3)
+    assert with_overrides(loaded, []) == loaded
+    with pytest.raises(UserError) as caught:
+        with_overrides(loaded, ["evaluation.sampels=2", "train.epochs=0"])
+    assert str(caught.value).splitlines() == [
+        "command line: train.epochs=0: train.epochs: input should be greater than 0, not 0",
+        "command line: evaluation.sampels=2: unknown key 'evaluation.sampels'. Did you mean 'evaluation.samples'?",
+    ]
