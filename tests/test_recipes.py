@@ -31,6 +31,7 @@ ARCHITECTURE = {
     "gemma2_9b_truthfulqa_qlora": "gemma2",
     "gpt2_ultrafeedback": "gpt2",
     "llama31_8b_preferences": "llama",
+    "smollm2_truthfulqa": "llama",
     "tinyllama_sft_dpo": "tinyllama",
 }
 TRAINED = [(name, architecture, ()) for name, architecture in ARCHITECTURE.items()]
@@ -66,7 +67,7 @@ def turns(*texts: str) -> list[dict[str, str]]:
 
 def data_for(recipe: str, folder: Path) -> Path:
     """Writes a small file in the format that the recipe's own data has."""
-    if recipe.startswith("gemma2"):
+    if "truthfulqa" in recipe:
         return write_truthfulqa(folder / "TruthfulQA.csv")
     if recipe == "gpt2_ultrafeedback":
         rows = [
@@ -98,6 +99,7 @@ def overrides_for(name: str, model: Path, folder: Path) -> list[str]:
         "train.strategy=single",
         "evaluation.samples=2",
         "evaluation.max_new_tokens=4",
+        "evaluation.folds=null",
         "dpo.max_length=256",
         f"run.folder={folder / 'runs'}",
     ]
@@ -174,7 +176,7 @@ def test_recipe_trains(
     assert run.load_recipe() == recipe
     for file in ("recipe.yaml", "provenance.json", "metrics.jsonl", "report.json", "report.md"):
         assert (folder / file).stat().st_size > 0
-    has_questions = name == "quickstart" or name.startswith("gemma2")
+    has_questions = name == "quickstart" or "truthfulqa" in name
     questions = ["questions.jsonl"] * has_questions
     assert sorted(file.name for file in run.data.iterdir()) == ["pairs.jsonl", *questions, "reference", "splits.json"]
     assert {file.name for file in run.plots.iterdir()} >= {"loss.png", "training.png", "evaluation.png"}

@@ -108,7 +108,7 @@ def _draw_categories(axes: Axes, outcomes: Sequence[Outcome], metric: str) -> No
     axes.set_xlim(-0.02, 1.02)
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.set_title(f"{_NAMES[metric]} by category", loc="left", fontsize=11)
-    axes.set_xlabel("mean and 95 % interval over the category's held-out questions")
+    axes.set_xlabel("mean and 95 % interval")
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.985), ncols=2)
 
 
@@ -121,7 +121,7 @@ def _by_category(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     kept = [name for name in ranked[:_CATEGORIES] if len(groups[name]) >= _SMALLEST_CATEGORY]
     shown = {name: groups[name] for name in kept}
     if others := [each for name in ranked if name not in kept for each in groups[name]]:
-        shown[f"{len(ranked) - len(kept)} smaller ones"] = others
+        shown[f"{len(ranked) - len(kept)} others"] = others
     return {**shown, "all": list(outcomes)}
 
 

@@ -87,14 +87,19 @@ def _change(value: float, kind: str) -> str:
 
 
 def fold_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """Returns a heading, and for each fold of a cross-validation its changes; nothing for a single training."""
+    """Returns a heading with the folds of a cross-validation, and a row of changes for each metric; or nothing."""
     folds = report.get("folds", [])
-    names = {key: (name, kind) for _, key, name, kind in _METRICS if folds and key in folds[0]["difference"]}
-    found = []
-    for fold in folds:
-        changes = [_change(fold["difference"][key], kind) for key, (_, kind) in names.items()]
-        found.append([fold["run"], str(fold["questions"]), *changes, f"{100 * fold['perplexity_change']:+.1f} %"])
-    return [["", "questions", *(name for name, _ in names.values()), "perplexity"], *found] if found else []
+    if not folds:
+        return []
+    found = [
+        ["change in", *(fold["run"] for fold in folds)],
+        ["questions", *(str(fold["questions"]) for fold in folds)],
+    ]
+    for _, key, name, kind in _METRICS:
+        if key in folds[0]["difference"]:
+            found.append([name, *(_change(fold["difference"][key], kind) for fold in folds)])
+    found.append(["perplexity", *(f"{100 * fold['perplexity_change']:+.1f} %" for fold in folds)])
+    return found
 
 
 def remarks(report: Mapping[str, Any]) -> Iterator[str]:

@@ -120,11 +120,12 @@ class TrainingLog(TrainerCallback):
             if entry["phase"] == "train":
                 self._progress.update(self._task, numbers=_numbers(entry))
         elif entry["phase"] == "eval":
-            err.print(f"step {state.global_step}/{state.max_steps}  validation: {_numbers(entry)}")
+            err.print(f"step {state.global_step}/{state.max_steps}  validation: {_numbers(entry)}", soft_wrap=True)
         elif time.monotonic() >= self._line_due or state.global_step == state.max_steps:
             self._line_due = time.monotonic() + _SECONDS_BETWEEN_LINES
             left = self._clock.seconds_left(state.global_step, state.max_steps)
-            err.print(f"step {state.global_step}/{state.max_steps}  {_numbers(entry)}  {_clock_text(left)} left")
+            line = f"step {state.global_step}/{state.max_steps}  {_numbers(entry)}  {_clock_text(left)} left"
+            err.print(line, soft_wrap=True)
 
 
 def _finite(value: Any) -> Any:

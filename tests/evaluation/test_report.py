@@ -165,7 +165,9 @@ def test_printed(report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     with (tmp_path / "shown").open("w") as file:
         console = Console(width=100, file=file)
         monkeypatch.setattr(report_module, "out", console)
-        print_report(report.as_json(), RunFolder.of(report.recipe))
+        run = RunFolder.of(report.recipe)
+        write_report(report, run, [])
+        print_report(report.as_json(), run)
     text = (tmp_path / "shown").read_text()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.count("│") == 7]
     assert ["preference accuracy", "50.0%", "87.5%", "+37.5 points", "+12.5 to +50.0", "0.0125"] in rows
@@ -173,4 +175,5 @@ def test_printed(report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "Really [b]why[/b]?" in text
     assert "- Mind [this]." in text
     assert "(nothing)" in text
-    assert str(RunFolder.of(report.recipe).report_md) in text
+    assert f"report    {run.report_md}" in text
+    assert "adapter" not in text

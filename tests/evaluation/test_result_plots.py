@@ -61,10 +61,10 @@ def test_small_categories_are_put_together() -> None:
     sizes = {"law": 6, "food": 4, "rare": 3, "": 1}
     found = [Outcome(f"{name}{n}", "?", name) for name, size in sizes.items() for n in range(size)]
     groups = _by_category(found)
-    assert {name: len(part) for name, part in groups.items()} == {"law": 6, "food": 4, "2 smaller ones": 4, "all": 14}
+    assert {name: len(part) for name, part in groups.items()} == {"law": 6, "food": 4, "2 others": 4, "all": 14}
 
 
 def test_only_the_largest_categories_are_shown() -> None:
     found = [Outcome(f"{name}{n}", "?", f"c{name:02}") for name in range(12) for n in range(4 + name)]
     groups = _by_category(found)
-    assert list(groups) == [*(f"c{name:02}" for name in range(11, 2, -1)), "3 smaller ones", "all"]
+    assert list(groups) == [*(f"c{name:02}" for name in range(11, 2, -1)), "3 others", "all"]
