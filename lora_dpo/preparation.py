@@ -16,8 +16,10 @@ from lora_dpo.data.build import Prepared, prepare
 from lora_dpo.errors import UserError
 from lora_dpo.model.adapter import continue_adapter, lora_config
 from lora_dpo.model.base import load_model, load_tokenizer, resolve
+from lora_dpo.model.lineage import check_lineage, identify
 from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.schema import ModelSection, Recipe
+from lora_dpo.training.agreement import on_first
 from lora_dpo.training.arguments import training_arguments
 from lora_dpo.training.batching import plan_steps
 from lora_dpo.training.checkpoints import Checkpoint
@@ -103,7 +105,9 @@ def load(setting: Setting, arguments: DPOConfig, world: World, start: Checkpoint
     Raises:
         UserError: Model or adapter cannot be loaded, or do not fit the recipe.
     """
-    recipe = setting.recipe
+    recipe, start_from = setting.recipe, setting.recipe.adapter.init_from
+    if start_from is not None:
+        on_first(lambda: check_lineage(start_from, identify(recipe.model, setting.tokenizer)))
     section = _as_trained(recipe)
     if recipe.adapter.method == "full" and start is not None:  # its weights are in no adapter that is loaded later
         section = section.model_copy(update={"name": str(start.path), "revision": None})
@@ -111,7 +115,7 @@ def load(setting: Setting, arguments: DPOConfig, world: World, start: Checkpoint
     model.config._name_or_path = resolve(recipe.model)  # what the run began with, whatever was loaded
     _check_positions(setting, model)
     peft_config = None
-    if recipe.adapter.init_from is not None:
+    if start_from is not None:
         model = continue_adapter(recipe.adapter, model)
     elif recipe.adapter.method != "full":
         peft_config = lora_config(recipe.adapter, model)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -16,8 +14,8 @@ from lora_dpo.errors import UserError
 from lora_dpo.evaluation.evaluate import Subject
 from lora_dpo.evaluation.policies import Policies
 from lora_dpo.model.adapter import adapter_folder
-from lora_dpo.model.base import load_model, load_tokenizer, resolve
-from lora_dpo.model.hashes import weights_hash
+from lora_dpo.model.base import load_model, load_tokenizer
+from lora_dpo.model.lineage import check_lineage, identify
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.tree.hf import score_over_trees
@@ -37,7 +35,6 @@ def load_run(run: RunFolder) -> Subject:
         raise UserError(
             f"{run.path} holds no finished run.", fix="Start it again with `lora-dpo dpo`: it goes on and evaluates."
         )
-    _check_base(run, recipe)
     manifest = read_manifest(run.data / "splits.json")
     if both := set(manifest["train"]["group_ids"]) & set(manifest["test"]["group_ids"]):
         raise UserError(
@@ -46,6 +43,8 @@ def load_run(run: RunFolder) -> Subject:
             fix="Train again: `lora-dpo data RECIPE` shows splits that do not overlap.",
         )
     tokenizer = load_tokenizer(recipe.model)
+    trained = run.model if recipe.adapter.method == "full" else run.adapter
+    check_lineage(str(trained), identify(recipe.model, tokenizer))
     encoder = TurnEncoder(tokenizer, recipe.model.template)
     pairs = list(encoder.encode(read_pairs(run.data / "pairs.jsonl")["test"]))
     fitted = fit_length(pairs, recipe.dpo.max_length, recipe.data.over_length, tokenizer.bos_token_id)
@@ -56,17 +55,6 @@ def load_run(run: RunFolder) -> Subject:
         pairs=fitted.pairs,
         questions=read_questions(questions)["test"] if questions.is_file() else [],
     )
-
-
-def _check_base(run: RunFolder, recipe: Recipe) -> None:
-    known = json.loads(run.provenance.read_text(encoding="utf-8"))["model"]["weights_sha256"]
-    found = weights_hash(resolve(recipe.model), recipe.model.revision)
-    if known is not None and found is not None and known != found:
-        raise UserError(
-            f"{recipe.model.name} is another model than the one that {run.path} was trained on.",
-            why=f"The weights' hash is {found[:12]}; it was {known[:12]}.",
-            fix="Put the old one back; an adapter on another base is another model.",
-        )
 
 
 def _load_policies(run: RunFolder, recipe: Recipe) -> Policies:
