@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from lora_dpo import __version__
-from lora_dpo.console import err, errors_end_the_program, out, set_up_logging
+from lora_dpo.console import errors_end_the_program, note, out, set_up_logging
 from lora_dpo.credentials import load_token
 
 app = typer.Typer(
@@ -33,6 +33,11 @@ _DTYPES = {"auto": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the command, but do not run it.")]
 
 
+def _examples(*commands: str) -> str:
+    """Returns the end of a verb's help, a line each: rich joins lines that no empty one parts."""
+    return "\n\n".join(("Examples:", *commands))
+
+
 def _version(show: bool) -> None:
     if show:
         out.print(f"lora-dpo {__version__}")
@@ -50,15 +55,16 @@ def _options(
     context.obj = debug
 
 
-@app.command(epilog="Example: lora-dpo quickstart train.epochs=4 run.name=longer")
+@app.command(epilog=_examples("lora-dpo quickstart train.epochs=4 run.name=longer"))
 def quickstart(context: typer.Context, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """Align a small real model on this machine, start to end, in a few minutes."""
     _train(context, "quickstart", overrides, overwrite=overwrite, processes=1)
 
 
 @app.command(
-    epilog="Examples: lora-dpo data recipes/gpt2_ultrafeedback.yaml   |   "
-    "lora-dpo data quickstart data.path=pairs.jsonl --json"
+    epilog=_examples(
+        "lora-dpo data recipes/gpt2_ultrafeedback.yaml", "lora-dpo data quickstart data.path=pairs.jsonl --json"
+    )
 )
 def data(
     recipe: RecipePath,
@@ -82,8 +88,12 @@ def data(
 
 
 @app.command(
-    epilog="Examples: lora-dpo dpo recipes/gemma2_9b_truthfulqa.yaml train.learning_rate=1e-5   |   "
-    "lora-dpo dpo quickstart data.path=pairs.jsonl run.name=mine   |   lora-dpo dpo quickstart --reference-only"
+    epilog=_examples(
+        "lora-dpo dpo recipes/gemma2_9b_truthfulqa.yaml train.learning_rate=1e-5",
+        "lora-dpo dpo quickstart data.path=pairs.jsonl run.name=mine",
+        "lora-dpo dpo quickstart evaluation.folds=5 run.name=folds",
+        "lora-dpo dpo quickstart --reference-only",
+    )
 )
 def dpo(
     context: typer.Context,
@@ -118,27 +128,80 @@ def dpo(
 
 @app.command(
     "eval",
-    epilog="Examples: lora-dpo eval runs/quickstart   |   lora-dpo eval runs/quickstart --prompt harness --json",
+    epilog=_examples(
+        "lora-dpo eval runs/quickstart",
+        "lora-dpo eval runs/quickstart --prompt harness --json",
+        "lora-dpo eval runs/quickstart --data pairs.jsonl evaluation.samples=8",
+        "lora-dpo eval me/my-adapter --data bundled/misconceptions",
+        "lora-dpo eval my-model --base HuggingFaceTB/SmolLM2-135M-Instruct --data pairs.jsonl --processes 2",
+        "lora-dpo eval runs/quickstart --export alpaca-eval",
+        "lora-dpo eval runs/quickstart --harness arc_easy,hellaswag --limit 100",
+    ),
 )
 def evaluate(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run that is trained.")],
+    subject: Annotated[
+        str, typer.Argument(metavar="SUBJECT", help="Folder of a run, an adapter or a model, or a Hub id of one.")
+    ],
+    overrides: Overrides = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="FILE_OR_HUB_ID", help="Test set in any format that recipes take; all of it is held out."),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The model before, for an adapter or a model from elsewhere.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Where the results go; in the run, or below evaluations/.")
+    ] = None,
     prompt: Annotated[
-        str, typer.Option(help="How multiple choice is put: chat (as in training), harness (as the benchmark does).")
+        Literal["chat", "harness"],
+        typer.Option(help="How multiple choice is put: chat (as in training), harness (as the benchmark does)."),
     ] = "chat",
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+    export: Annotated[
+        Literal["alpaca-eval", "mt-bench"] | None,
+        typer.Option(help="Only write answers, before and after, for this benchmark's own judge."),
+    ] = None,
+    questions: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What --export asks, in the benchmark's form.")
+    ] = None,
+    harness: Annotated[
+        str | None, typer.Option(metavar="TASK,...", help="Tasks of lm-evaluation-harness, run by the harness itself.")
+    ] = None,
+    harness_path: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Folder with harness tasks of your own, a YAML file each.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each harness task at most.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Measure a run before and after on its held-out data, and write its report again."""
-    from lora_dpo.eval import main as run_evaluation
+    """Measure before and after: a run on its held-out data, any adapter or model on a test set.
 
-    words = [run, "--prompt", prompt, *["--json"] * as_json, *["--debug"] * bool(context.obj)]
-    run_evaluation(words)
+    What was measured before an interruption is kept: the same command goes on from there.
+    """
+    options = {
+        "--data": data,
+        "--base": base,
+        "--output": output,
+        "--prompt": prompt,
+        "--export": export,
+        "--questions": questions,
+        "--harness": harness,
+        "--harness-path": harness_path,
+        "--limit": limit,
+    }
+    words = [subject, *(overrides or ())]
+    words += [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    words += ["--json"] * as_json + ["--debug"] * bool(context.obj)
+    _evaluate(words, processes)
 
 
 @app.command(
-    epilog="Examples: lora-dpo merge runs/quickstart -o merged   |   "
-    "lora-dpo merge runs/sft/adapter me/dpo-adapter -o merged --dtype bf16   |   "
-    "lora-dpo merge runs/gemma2_9b_truthfulqa_qlora -o merged --onto auto --gguf"
+    epilog=_examples(
+        "lora-dpo merge runs/quickstart -o merged",
+        "lora-dpo merge first-adapter me/second-adapter -o merged --dtype bf16 --base me/my-base",
+        "lora-dpo merge runs/gemma2_9b_truthfulqa_qlora -o merged --onto auto --gguf",
+    )
 )
 def merge(
     sources: Annotated[
@@ -169,10 +232,10 @@ def merge(
     report = run_merge(Request(sources, folder, _DTYPES[dtype], None if onto == "auto" else onto, base))
     out.print_json(json.dumps(report)) if as_json else print_merge(report, folder)
     if gguf:
-        err.print(gguf_command(report, folder), soft_wrap=True)
+        note(gguf_command(report, folder))
 
 
-@app.command(epilog="Examples: lora-dpo show runs/quickstart   |   lora-dpo show merged --json")
+@app.command(epilog=_examples("lora-dpo show runs/quickstart", "lora-dpo show merged --json"))
 def show(
     path: Annotated[str, typer.Argument(metavar="PATH", help="Run, adapter or model: a folder, or a Hub id.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole record as JSON.")] = False,
@@ -184,7 +247,7 @@ def show(
     out.print_json(json.dumps(record)) if as_json else out.print(ancestry(place, record))
 
 
-@app.command(epilog="Example: lora-dpo plot runs/quickstart")
+@app.command(epilog=_examples("lora-dpo plot runs/quickstart"))
 def plot(run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Draw the pictures of a run's training and evaluation again."""
     from lora_dpo.evaluation.plots import draw_run
@@ -194,7 +257,7 @@ def plot(run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")])
         out.print(str(file), soft_wrap=True)
 
 
-@app.command(epilog="Example: lora-dpo schema > recipe.schema.json   (for `# yaml-language-server: $schema=...`)")
+@app.command(epilog=_examples("lora-dpo schema > recipe.schema.json   (for `# yaml-language-server: $schema=...`)"))
 def schema() -> None:
     """Print the recipe's JSON schema, for completion and checks in editors."""
     from lora_dpo.recipe.schema import Recipe
@@ -207,6 +270,21 @@ def _train(context: typer.Context, recipe: str, overrides: list[str] | None, **o
 
     code = train(Request(recipe, tuple(overrides or ()), debug=bool(context.obj), **options))
     if code:
+        raise typer.Exit(code)
+
+
+def _evaluate(words: list[str], processes: int) -> None:
+    if processes == 1:
+        from lora_dpo.eval import main as evaluate_here
+
+        evaluate_here(words)
+        return
+    from lora_dpo.cluster.launch import plan_evaluation
+    from lora_dpo.cluster.supervise import run_launch
+
+    launch = plan_evaluation(words, processes=processes)
+    note(f"$ {launch.line}")
+    if code := run_launch(launch, None):
         raise typer.Exit(code)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,10 +20,10 @@ from lora_dpo.evaluation.evaluate import Subject, check_evaluation, evaluate
 from lora_dpo.evaluation.outcomes import write_outcomes
 from lora_dpo.evaluation.plots import draw_run
 from lora_dpo.evaluation.policies import Policies
-from lora_dpo.evaluation.prompts import PromptStyle
 from lora_dpo.evaluation.report import Report, print_report, show_finished, write_report
 from lora_dpo.evaluation.work import Work, kept_values
 from lora_dpo.files import partial_path, replace_folder, write_json
+from lora_dpo.model.hashes import weights_hash
 from lora_dpo.model.record import write_record
 from lora_dpo.preparation import Loaded, Setting, check_launch, load, make_trainer, prepare_setting
 from lora_dpo.recipe.loading import to_yaml
@@ -34,7 +33,7 @@ from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.agreement import from_first, largest, on_first
 from lora_dpo.training.checkpoints import Checkpoint, Checkpoints
 from lora_dpo.training.progress import TrainingLog
-from lora_dpo.training.provenance import provenance, record_of_weights
+from lora_dpo.training.provenance import provenance, trained_record
 from lora_dpo.training.reference import ReferenceCache, fill_reference
 from lora_dpo.training.resumable import Session
 from lora_dpo.training.resume import find_start, open_run, origin_of, write_provenance
@@ -152,7 +151,8 @@ def _train(
 
 def _put_in_place(run: RunFolder, recipe: Recipe, target: Path) -> None:
     """Renames what was trained to its place, with the record that it keeps wherever it is copied to."""
-    write_record(partial_path(target), record_of_weights(run, recipe, partial_path(target)))
+    own = {"weights_sha256": weights_hash(str(partial_path(target)), None)}
+    write_record(partial_path(target), trained_record(run, recipe) | own)
     replace_folder(partial_path(target), target)
 
 
@@ -188,7 +188,8 @@ def _evaluate(run: RunFolder, setting: Setting, trainer: PreferenceTrainer, orig
     several = f" and {len(subject.questions)} questions" if subject.questions else ""
     note(f"Comparing before and after on {len(subject.pairs)} held-out pairs{several}.")
     divided = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
-    work = Work(from_first(lambda: kept_values(run, origin)), together=divided)
+    trained = str(run.model if recipe.adapter.method == "full" else run.adapter)
+    work = Work(from_first(lambda: kept_values(run.evaluation, trained, origin)), together=divided)
     return Report(
         recipe=recipe,
         data=prepared.summary(),
@@ -196,27 +197,6 @@ def _evaluate(run: RunFolder, setting: Setting, trainer: PreferenceTrainer, orig
         measured=evaluate(work, subject, recipe),
         caveats=list(caveats_of_data(recipe, prepared.summary())),
     )
-
-
-def evaluate_run(run: RunFolder, subject: Subject, style: PromptStyle) -> dict[str, Any]:
-    """Measures a finished run again and writes its report; values that are known are not computed again.
-
-    Args:
-        run: The run.
-        subject: The run, loaded.
-        style: How multiple-choice questions are put.
-
-    Returns:
-        The report, as JSON.
-    """
-    recipe = run.load_recipe()
-    before = json.loads(run.report_json.read_text(encoding="utf-8"))
-    work = Work(from_first(lambda: kept_values(run, origin_of(recipe))))
-    measured = evaluate(work, subject, recipe, style)
-    caveats = list(caveats_of_data(recipe, before["data"]))
-    report = Report(recipe, before["data"], before["training"], measured, caveats)
-    on_first(lambda: _write(run, report))
-    return report.as_json()
 
 
 def _finish(run: RunFolder, report: Report, checkpoints: Checkpoints) -> None:

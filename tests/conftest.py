@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from pathlib import Path
 
@@ -56,3 +57,28 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return folder
 
     return put
+
+
+@pytest.fixture(scope="session")
+def _trained(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from lora_dpo.pipeline import align
+    from tests.small import small_recipe
+
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = small_recipe(
+        tiny_models("llama"),
+        folder,
+        data={"path": "bundled/misconceptions", "limit": 24},
+        train={"learning_rate": 2e-2, "evals_per_epoch": 0, "save_steps": 1, "keep_checkpoints": None},
+    )
+    return align(recipe)
+
+
+@pytest.fixture
+def trained(_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Returns a copy of a run of a tiny model on 24 questions, `runs/small` in the working directory."""
+    from lora_dpo.recipe.run_folder import RunFolder
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(_trained, "runs/small")
+    return RunFolder(Path("runs/small"))

@@ -1,6 +1,8 @@
-"""A trained run, read back from its folder."""
+"""Loads what is to be measured: the model before and after, and what it is measured on."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from accelerate import PartialState
 from peft import PeftModel
@@ -8,63 +10,73 @@ from transformers import PreTrainedModel
 
 from lora_dpo.console import note
 from lora_dpo.data.chat import TurnEncoder
-from lora_dpo.data.length import fit_length
-from lora_dpo.data.manifest import read_manifest, read_pairs, read_questions
-from lora_dpo.errors import UserError
-from lora_dpo.evaluation.evaluate import Subject
+from lora_dpo.evaluation.asked import Asked
+from lora_dpo.evaluation.evaluate import Subject, check_evaluation
+from lora_dpo.evaluation.held_out import UNKNOWN_TRAINING, HeldOut, other_data, own_data
 from lora_dpo.evaluation.policies import Policies
-from lora_dpo.model.adapter import adapter_folder
-from lora_dpo.model.base import load_model, load_tokenizer
+from lora_dpo.model.adapter import adapter_folder, load_adapter
+from lora_dpo.model.base import load_model, load_tokenizer, resolve
+from lora_dpo.model.hashes import weights_hash
 from lora_dpo.model.lineage import check_lineage, identify
-from lora_dpo.recipe.run_folder import RunFolder
-from lora_dpo.recipe.schema import Recipe
+from lora_dpo.model.same_tokenizer import check_same_tokenizer
 from lora_dpo.tree.hf import score_over_trees
 
 
-def load_run(run: RunFolder) -> Subject:
-    """Loads a run's model, before and after, and its held-out data.
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What is measured.
+
+    Attributes:
+        subject: The model before and after, its pairs and its questions.
+        held_out: The same data, with what must be known of it.
+    """
+
+    subject: Subject
+    held_out: HeldOut
+
+
+def load(asked: Asked) -> Loaded:
+    """Loads a run, an adapter or a model, and its test set; the models last, since that takes longest.
 
     Args:
-        run: A run that is through its training.
+        asked: What was asked for.
 
     Raises:
-        UserError: There is no adapter or model, its base has changed, or held-out questions were trained on.
+        UserError: The base is another one than the one trained on, reads text otherwise, or cannot be loaded; the
+            test set cannot be read, or was trained on.
     """
-    recipe = run.load_recipe()
-    if not run.is_complete:
-        raise UserError(
-            f"{run.path} holds no finished run.", fix="Start it again with `lora-dpo dpo`: it goes on and evaluates."
-        )
-    manifest = read_manifest(run.data / "splits.json")
-    if both := set(manifest["train"]["group_ids"]) & set(manifest["test"]["group_ids"]):
-        raise UserError(
-            f"{len(both)} held-out questions of {run.path} stand in its training data too.",
-            why="What was trained on measures nothing.",
-            fix="Train again: `lora-dpo data RECIPE` shows splits that do not overlap.",
-        )
+    recipe = asked.recipe
     tokenizer = load_tokenizer(recipe.model)
-    trained = run.model if recipe.adapter.method == "full" else run.adapter
-    check_lineage(str(trained), identify(recipe.model, tokenizer))
+    whose = asked.named.place if asked.named.run is None else str(asked.named.run.path)
+    check_lineage(asked.named.place, identify(recipe.model, tokenizer), name=whose)
     encoder = TurnEncoder(tokenizer, recipe.model.template)
-    pairs = list(encoder.encode(read_pairs(run.data / "pairs.jsonl")["test"]))
-    fitted = fit_length(pairs, recipe.dpo.max_length, recipe.data.over_length, tokenizer.bos_token_id)
-    questions = run.data / "questions.jsonl"
-    return Subject(
-        policies=_load_policies(run, recipe),
-        encoder=encoder,
-        pairs=fitted.pairs,
-        questions=read_questions(questions)["test"] if questions.is_file() else [],
-    )
+    check_same_tokenizer(tokenizer, recipe.model, asked.named.place, chats=encoder.style == "chat")
+    if asked.data is not None:
+        held_out = other_data(recipe, tokenizer, asked.named.run)
+    elif asked.named.run is not None:
+        held_out = own_data(asked.named.run, recipe, tokenizer)
+    else:
+        held_out = HeldOut(encoder, caveats=[UNKNOWN_TRAINING])
+    check_evaluation(recipe, held_out.questions)
+    subject = Subject(_load_policies(asked), held_out.encoder, held_out.pairs, held_out.questions)
+    return Loaded(subject, held_out)
 
 
-def _load_policies(run: RunFolder, recipe: Recipe) -> Policies:
+def base_hash(asked: Asked) -> str | None:
+    """Returns the hash of the base's weights as they are now; None where there are no files of them."""
+    model = asked.recipe.model
+    return weights_hash(resolve(model), model.revision)
+
+
+def _load_policies(asked: Asked) -> Policies:
+    recipe, place = asked.recipe, asked.named.place
     device = PartialState().device
     base = load_model(recipe.model, four_bit=recipe.adapter.method == "qlora")
     if recipe.adapter.method == "full":
-        section = recipe.model.model_copy(update={"name": str(run.model), "revision": None})
+        section = recipe.model.model_copy(update={"name": place, "revision": None})
         models: list[PreTrainedModel | PeftModel] = [load_model(section), base]
     else:
-        tuned = PeftModel.from_pretrained(base, str(run.adapter))
+        tuned = load_adapter(place, base)
         if recipe.adapter.init_from is not None:  # what the training started from, under the name that it has there
             start = str(recipe.adapter.init_from)
             tuned.load_adapter(str(adapter_folder(start) or start), "ref")

@@ -34,7 +34,8 @@ def markdown(content: Mapping[str, Any], summary: str, pictures: Sequence[Path],
     """
     shown = {picture.stem: picture for picture in pictures}
     lines = [f"# {content['run']}", "", f"**{content['verdict']}**", "", summary, ""]
-    lines += [*_table(content), *_folds(content), *_section("What to keep in mind", content["caveats"])]
+    lines += [*_table(content), *_folds(content), *_harness(content)]
+    lines += _section("What to keep in mind", content["caveats"])
     lines += _picture(shown, "evaluation")
     for title, examples in (("What got better", "improved"), ("What got worse", "worse")):
         lines += _section(title, map(_example, content["examples"][examples]))
@@ -46,8 +47,7 @@ def markdown(content: Mapping[str, Any], summary: str, pictures: Sequence[Path],
 
 def _table(content: Mapping[str, Any]) -> Iterator[str]:
     if rows := tables.rows(content):
-        yield from ("## Before and after", "", f"| {' | '.join(tables.HEADINGS)} |", "|---|--:|--:|--:|--:|--:|")
-        yield from (f"| {' | '.join(row)} |" for row in rows)
+        yield from ("## Before and after", "", *_rows(tables.HEADINGS, rows))
         yield from ("", f"{tables.counts(content).capitalize()}. {_HOW_MEASURED}", "")
     if remarks := [f"- {remark}" for remark in tables.remarks(content)]:
         yield from (*remarks, "")
@@ -55,9 +55,19 @@ def _table(content: Mapping[str, Any]) -> Iterator[str]:
 
 def _folds(content: Mapping[str, Any]) -> Iterator[str]:
     if folds := tables.fold_rows(content):
-        yield from ("## The folds", "", f"| {' | '.join(folds[0])} |", "|---|" + "--:|" * (len(folds[0]) - 1))
-        yield from (f"| {' | '.join(row)} |" for row in folds[1:])
-        yield ""
+        yield from ("## The folds", "", *_rows(folds[0], folds[1:]), "")
+
+
+def _harness(content: Mapping[str, Any]) -> Iterator[str]:
+    if rows := tables.harness_rows(content):
+        yield from ("## lm-evaluation-harness", "", *_rows(tables.HARNESS_HEADINGS, rows))
+        yield from ("", f"{tables.harness_remark(content)}.", "")
+
+
+def _rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(headings)} |"
+    yield "|---|" + "--:|" * (len(headings) - 1)
+    yield from (f"| {' | '.join(row)} |" for row in rows)
 
 
 def _section(title: str, points: Iterator[str] | Sequence[str]) -> Iterator[str]:

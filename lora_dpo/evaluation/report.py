@@ -23,6 +23,7 @@ from lora_dpo.recipe.schema import Recipe
 
 if TYPE_CHECKING:  # these import torch, which a report that is only shown again does not need
     from lora_dpo.evaluation.evaluate import Measured
+    from lora_dpo.evaluation.harness import Harness
 
 SCHEMA_VERSION = 2
 _SAMPLES_SHOWN = 2
@@ -35,16 +36,20 @@ class Report:
     Args:
         recipe: The recipe.
         data: Counts and hashes of the splits, as `lora-dpo data --json` prints them.
-        training: Optimizer steps, and seconds that they took.
+        training: Optimizer steps, and seconds that they took; None for what was trained elsewhere.
         measured: What the evaluation found.
         caveats: What must be known before the numbers are believed, besides what they themselves warn of.
+        subject: Which weights were measured on which data; None for a run on its own, which says it in its folder.
+        harness: What lm-evaluation-harness found, if it was asked.
     """
 
     recipe: Recipe
     data: dict[str, Any]
-    training: dict[str, float]
+    training: dict[str, float] | None
     measured: Measured
     caveats: list[str] = field(default_factory=list)
+    subject: dict[str, Any] | None = None
+    harness: Harness | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Returns the report with its stable keys."""
@@ -53,11 +58,13 @@ class Report:
             "preference": self.measured.preference,
             "generation": self.measured.generation,
             "cost": self.measured.cost,
+            "harness": self.harness,
         }
         return {
             "schema_version": SCHEMA_VERSION,
             "run": self.recipe.run.name,
             "model": self.recipe.model.name,
+            "subject": self.subject,
             "verdict": tables.verdict(found),
             "training": self.training,
             "data": self.data,
@@ -68,22 +75,32 @@ class Report:
         }
 
     def summary(self) -> str:
-        """Returns in a sentence what was trained, and how long."""
-        recipe, minutes = self.recipe, self.training["seconds"] / 60
+        """Returns in a sentence what was trained, and how long, as far as that is known."""
+        recipe = self.recipe
+        if self.training is None:
+            return f"{self.subject['place'] or self.subject['name']}, compared with {recipe.model.name}."
+        minutes = self.training["seconds"] / 60
         return (
             f"{recipe.model.name}, {recipe.adapter.method}, {' + '.join(recipe.dpo.loss)} with beta "
             f"{recipe.dpo.beta:g}, {self.training['steps']} steps of {recipe.train.global_batch_size} pairs in "
             f"{minutes:.1f} minutes."
         )
 
+    def links(self) -> str:
+        """Returns how much data there was, and where more is to be found."""
+        splits = self.data.get("splits", {}).items()
+        counts = ", ".join(f"{split} {n['pairs']} ({n['groups']} questions)" for split, n in splits if n["pairs"])
+        if self.subject is None:
+            return f"Pairs: {counts}. See [recipe.yaml](recipe.yaml) and [provenance.json](provenance.json)."
+        pairs = f"Pairs of {self.subject['data']}: {counts}. " if self.subject["data"] else ""
+        return f"{pairs}[report.json](report.json) has the hashes of the weights, under `subject`."
+
 
 def write_report(report: Report, run: RunFolder, pictures: Sequence[Path]) -> None:
     """Writes report.md, then report.json, whose presence says that the run is complete."""
     content = report.as_json()
-    counts = ", ".join(f"{split} {n['pairs']} ({n['groups']} questions)" for split, n in report.data["splits"].items())
-    links = f"Pairs: {counts}. See [recipe.yaml](recipe.yaml) and [provenance.json](provenance.json)."
     relative = [picture.relative_to(run.path) for picture in pictures]
-    write_text(run.report_md, markdown(content, report.summary(), relative, links))
+    write_text(run.report_md, markdown(content, report.summary(), relative, report.links()))
     write_json(run.report_json, content)
 
 
@@ -109,6 +126,8 @@ def print_report(report: Mapping[str, Any], run: RunFolder) -> None:
         out.print(_table(tables.HEADINGS, rows, caption=tables.counts(report)))
     if folds := tables.fold_rows(report):
         out.print(_table(folds[0], folds[1:]))
+    if tasks := tables.harness_rows(report):
+        out.print(_table(tables.HARNESS_HEADINGS, tasks, caption=tables.harness_remark(report)))
     for remark in (*tables.remarks(report), *report["caveats"]):
         out.print(Text(f"- {remark}"))
     for sample in report["samples"][:_SAMPLES_SHOWN]:

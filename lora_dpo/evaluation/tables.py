@@ -21,6 +21,7 @@ _METRICS = (
 )
 """Where a comparison stands in report.json, in the table's order; its name there, and what kind of number it is."""
 _FORMATS = {"share": "{:.1%}", "signed": "{:+.2f}", "number": "{:.1f}", "score": "{:+.3f}"}
+HARNESS_HEADINGS = ("task", "metric", "before", "after", "change", "n")
 _PUT = {"chat": "put as a chat", "harness": "put as the benchmark does"}
 
 
@@ -39,7 +40,7 @@ def verdict(report: Mapping[str, Any]) -> str:
     """Returns in a sentence whether the model became better, by the first metric that the data has.
 
     Args:
-        report: `multiple_choice` and `preference`, as report.json has them.
+        report: `multiple_choice`, `preference` and, if there is one, `harness`, as report.json has them.
     """
     for part, metric, name in (("multiple_choice", "mc1", "MC1"), ("preference", "accuracy", "preference accuracy")):
         if report[part] is not None:
@@ -52,6 +53,8 @@ def verdict(report: Mapping[str, Any]) -> str:
             if low > 0:
                 return f"Better: {change}"
             return f"Worse: {change}" if high < 0 else f"No difference that can be told from chance: {change}"
+    if report.get("harness"):
+        return "Nothing was held out; lm-evaluation-harness found the numbers below."
     return "Nothing was held out, so there is nothing to say of it."
 
 
@@ -100,6 +103,31 @@ def fold_rows(report: Mapping[str, Any]) -> list[list[str]]:
             found.append([name, *(_change(fold["difference"][key], kind) for fold in folds)])
     found.append(["perplexity", *(f"{100 * fold['perplexity_change']:+.1f} %" for fold in folds)])
     return found
+
+
+def harness_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """Returns a row for each number that lm-evaluation-harness found, with its standard errors."""
+    return [
+        [
+            found["task"],
+            found["metric"] if found["filter"] == "none" else f"{found['metric']}, {found['filter']}",
+            *(_with_error(found[when], found[f"stderr_{when}"]) for when in ("before", "after")),
+            "" if None in (found["before"], found["after"]) else f"{found['after'] - found['before']:+.4f}",
+            str(found["n"]),
+        ]
+        for found in (report.get("harness") or {"tasks": []})["tasks"]
+    ]
+
+
+def harness_remark(report: Mapping[str, Any]) -> str:
+    """Returns how these numbers came about."""
+    harness = report["harness"]
+    cut = "" if harness["limit"] is None else f", the first {harness['limit']} documents of each task"
+    return f"{harness['package']}, no chat template{cut}; ± is its standard error"
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    return " ± ".join(f"{number:.4f}" for number in (value, error) if number is not None)
 
 
 def remarks(report: Mapping[str, Any]) -> Iterator[str]:

@@ -18,7 +18,6 @@ from accelerate.utils.memory import should_reduce_batch_size
 from lora_dpo.console import note, tracked
 from lora_dpo.errors import UserError
 from lora_dpo.model.hashes import weights_hash
-from lora_dpo.recipe.run_folder import RunFolder
 
 T = TypeVar("T")
 
@@ -74,6 +73,28 @@ class Work:
             known |= part
         return [known[name] for name in names]
 
+    def smaller(self, what: str, size: int, error: Exception) -> int:
+        """Returns the batch size to go on with where memory has run out, and says it.
+
+        Args:
+            what: What is computed, in a few words.
+            size: The batch size that was too large.
+            error: What was raised.
+
+        Raises:
+            UserError: It cannot be smaller, or the processes must go in step.
+        """
+        if size == 1 or self.together:
+            raise UserError(
+                f"There is not enough memory: {what}, {size} at once.",
+                fix="Use a smaller evaluation.batch_size, shorter answers, or a larger GPU." if size > 1 else "",
+            ) from error
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        note(f"There was not enough memory: {what}, {size} at once. It goes on with {size // 2}.")
+        return size // 2
+
     def _computed(
         self,
         what: str,
@@ -91,24 +112,12 @@ class Work:
             except Exception as error:
                 if not should_reduce_batch_size(error):
                     raise
-                batch_size = self._smaller(what, len(batch), error)
+                batch_size = self.smaller(what, len(batch), error)
                 continue
             new = {names[place]: value for place, value in zip(batch, values, strict=True)}
             self._keep(what, new)
             yield from new.items()
             done += len(batch)
-
-    def _smaller(self, what: str, size: int, error: Exception) -> int:
-        if size == 1 or self.together:
-            raise UserError(
-                f"There is not enough memory: {what}, {size} at once.",
-                fix="Use a smaller evaluation.batch_size, shorter answers, or a larger GPU." if size > 1 else "",
-            ) from error
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        note(f"There was not enough memory: {what}, {size} at once. It goes on with {size // 2}.")
-        return size // 2
 
     def _known(self, what: str) -> dict[str, Any]:
         state, known = PartialState(), {}
@@ -132,16 +141,23 @@ def name_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def kept_values(run: RunFolder, origin: Mapping[str, str | None]) -> Path:
-    """Returns where a run's values are kept: a folder for the trained weights and all that they were put upon.
+def kept_values(folder: Path, trained: str, origin: Mapping[str, str | None], also: Sequence[str] = ()) -> Path | None:
+    """Returns where the values of a trained adapter or model are kept.
 
     Args:
-        run: A run whose adapter or model has been saved.
-        origin: Hashes of the weights that it began with, and the precision.
+        folder: What holds the values of all; theirs are below it.
+        trained: The adapter or model: local folder or Hub id.
+        origin: Hashes of the weights that it is put upon or compared with, and the precision.
+        also: Patterns of files that count besides the weights.
+
+    Returns:
+        A folder for these very weights, or None where there are no files that they could be known by.
     """
-    trained = run.adapter if run.adapter.is_dir() else run.model
-    parts = json.dumps([weights_hash(str(trained), None), dict(origin)], sort_keys=True)
-    return run.evaluation / hashlib.sha256(parts.encode()).hexdigest()[:16]
+    weights = weights_hash(trained, None, also)
+    if weights is None:
+        return None
+    parts = json.dumps([weights, dict(origin)], sort_keys=True)
+    return folder / hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
 def _entries(file: Path) -> Iterator[tuple[str, Any]]:

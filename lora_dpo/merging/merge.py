@@ -20,7 +20,7 @@ from lora_dpo.merging.agreement import Agreement, compare
 from lora_dpo.merging.folder import check_free, check_room, copy_companions, shards_of, write_config, written_aside
 from lora_dpo.merging.ingredients import Ingredients, Onto, open_ingredients
 from lora_dpo.merging.probes import Probes, find_probes
-from lora_dpo.merging.sources import Source, check_stack, find_source
+from lora_dpo.merging.sources import Source, check_stack, find_sources
 from lora_dpo.merging.tokens import Tokens, choose_tokenizer
 from lora_dpo.merging.verdict import judge
 from lora_dpo.merging.writing import Written, reloaded, write_weights
@@ -139,8 +139,7 @@ def merge(request: Request) -> dict[str, Any]:
 
 
 def _collect(request: Request) -> _Parts:
-    sources = [find_source(name) for name in request.sources]
-    named = sources[0].base if request.base is None else ModelSection(name=request.base)
+    sources, named = find_sources(request.sources, request.base)
     tokenizer = load_tokenizer(named)
     identity = identify(named, tokenizer)
     check_stack(sources, identity)

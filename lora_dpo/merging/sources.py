@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from lora_dpo.console import note
 from lora_dpo.errors import UserError
+from lora_dpo.evaluation.subjects import Named, base_of, find
 from lora_dpo.model.hashes import weights_hash
 from lora_dpo.model.lineage import check_base, check_parents, check_whole
 from lora_dpo.model.location import local_copy
@@ -17,7 +17,7 @@ from lora_dpo.model.record import read_record
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import ModelSection
 
-_CONFIG = "adapter_config.json"
+_ADAPTER_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +37,6 @@ class Source:
     record: dict[str, Any] | None
 
     @property
-    def base(self) -> ModelSection:
-        """The base model, as whoever trained the adapter named it."""
-        if self.run is not None:
-            return self.run.load_recipe().model
-        if self.record is not None:
-            return ModelSection.model_validate(self.record["recipe"]["model"])
-        config = json.loads((self.folder / _CONFIG).read_text(encoding="utf-8"))
-        return ModelSection(name=config["base_model_name_or_path"], revision=config.get("revision"))
-
-    @property
     def quantised_from(self) -> str | None:
         """The precision in which the base was taken to 4 bits for training; None where it was not, or is unknown."""
         quantisation = (self.record or {}).get("quantization")
@@ -57,31 +47,35 @@ class Source:
         return {"name": self.name, "weights_sha256": weights_hash(str(self.folder), None), "provenance": self.record}
 
 
-def find_source(name: str) -> Source:
-    """Finds an adapter.
+def find_sources(words: Sequence[str], base: str | None) -> tuple[list[Source], ModelSection]:
+    """Finds adapters, and the model that they belong upon.
 
     Args:
-        name: Run folder, adapter folder, checkpoint or Hub id.
+        words: Run folders, adapter folders, checkpoints or Hub ids.
+        base: What the user says the model is; None is what the first adapter says.
 
     Raises:
-        UserError: There is none.
+        UserError: One is not there, or no adapter.
     """
-    path = Path(name).expanduser()
-    run = RunFolder(path)
-    if run.is_run:
-        return _of_run(name, run)
-    if (path / _CONFIG).is_file():
-        around = next((RunFolder(folder) for folder in path.resolve().parents[:2] if RunFolder(folder).is_run), None)
-        return Source(name, path, around, read_record(path))
-    if path.exists():
-        what = "a model, no adapter" if (path / "config.json").is_file() else "no run and no adapter"
-        raise UserError(f"{name} is {what}.", fix="Give the folder of a run or of a PEFT adapter.")
-    if path.is_absolute() or name.startswith((".", "~")) or path.parent.is_dir():
-        RunFolder.open(name)  # which is not there, and says what is near
-    folder = local_copy(name, None, ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"))
-    if not (folder / _CONFIG).is_file():
-        raise UserError(f"The repository {name} holds no adapter.", fix=f"It would have a {_CONFIG}.")
-    return Source(name, folder, None, read_record(folder))
+    found = [find(word) for word in words]
+    for word, named in zip(words, found, strict=True):
+        whole = named.run is not None and named.run.load_recipe().adapter.method == "full"
+        if named.kind == "model" or whole:
+            raise UserError(f"{word} is a whole model, so there is nothing to merge.", fix=f"It is in {named.place}.")
+    sources = []
+    for word, named in zip(words, found, strict=True):
+        folder = Path(named.place).expanduser()
+        if not folder.is_dir():
+            folder = local_copy(named.place, None, _ADAPTER_FILES)
+        sources.append(Source(word, folder, named.run, read_record(folder)))
+    return sources, _base_of(sources[0], found[0], base)
+
+
+def _base_of(source: Source, named: Named, base: str | None) -> ModelSection:
+    """Returns the base; an adapter's own configuration may name it by a path on the machine that trained it."""
+    if base is None and source.record is not None:
+        return ModelSection.model_validate(source.record["recipe"]["model"])
+    return base_of(named, base)
 
 
 def check_stack(sources: Sequence[Source], base: Mapping[str, Any]) -> None:
@@ -109,19 +103,6 @@ def check_stack(sources: Sequence[Source], base: Mapping[str, Any]) -> None:
                     f"{source.name} was trained on {base['name']} without the adapters before it: together they make a "
                     "model that nobody has trained."
                 )
-
-
-def _of_run(name: str, run: RunFolder) -> Source:
-    recipe = run.load_recipe()
-    if recipe.adapter.method == "full":
-        raise UserError(f"{name} trained the whole model, so there is nothing to merge.", fix=f"It is in {run.model}.")
-    if not (run.adapter / _CONFIG).is_file():
-        raise UserError(
-            f"{name} has no adapter yet.",
-            why="The run is not through its training.",
-            fix="Start it again with `lora-dpo dpo`: it goes on. Or give one of its checkpoints.",
-        )
-    return Source(name, run.adapter, run, read_record(run.adapter))
 
 
 def _check_not_twice(source: Source, given: Mapping[str | None, Source]) -> None:

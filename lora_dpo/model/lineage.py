@@ -65,12 +65,13 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def check_lineage(name: str, base: Mapping[str, Any]) -> dict[str, Any] | None:
+def check_lineage(place: str, base: Mapping[str, Any], *, name: str | None = None) -> dict[str, Any] | None:
     """Checks that what was trained is whole, and that what it was made of is what is here.
 
     Args:
-        name: Adapter folder, run folder, model folder or Hub id.
+        place: Adapter folder, run folder, model folder or Hub id.
         base: What `identify` returns of the base that it is to be put upon or compared with.
+        name: What the user calls it, if not by its place.
 
     Returns:
         Its record; None where it has none, so that nothing could be checked.
@@ -79,7 +80,7 @@ def check_lineage(name: str, base: Mapping[str, Any]) -> dict[str, Any] | None:
         UserError: It has changed since it was saved, is of another base or reads other tokens, or an adapter that it
             goes on from has changed; the message says which hash differs.
     """
-    place = str(adapter_folder(name) or name)
+    name, place = name or place, str(adapter_folder(place) or place)
     record = read_record(place)
     if record is not None:
         check_whole(name, place, record)
@@ -125,9 +126,9 @@ def check_base(name: str, record: Mapping[str, Any], base: Mapping[str, Any]) ->
     if _differ(known["weights_sha256"], base["weights_sha256"]):
         raise UserError(
             f"{base['name']} is another model than the one that {name} was trained on.",
-            why=f"The weights' hash is {_short(base['weights_sha256'])}; for {known['name']} it was "
-            f"{_short(known['weights_sha256'])}. {_which_files(known.get('files'), base.get('files'))}".strip(),
-            fix="Put the old one back; an adapter on another base is another model.",
+            why=f"The weights' hash is {_short(base['weights_sha256'])}; it was {_short(known['weights_sha256'])}."
+            + _which_files(known.get("files"), base.get("files")),
+            fix="Put the old one back, or name it; an adapter on another base is another model.",
         )
     if _differ(known.get("tokenizer_sha256"), base.get("tokenizer_sha256")):
         raise UserError(
@@ -171,4 +172,4 @@ def _which_files(known: Mapping[str, str] | None, found: Mapping[str, str] | Non
     if not known or not found or known.keys() != found.keys():
         return ""
     changed = [file for file in known if known[file] != found[file]]
-    return f"Of {len(known)} files {len(changed)} differ: {', '.join(changed)}." if len(known) > 1 else ""
+    return f" Of {len(known)} files {len(changed)} differ: {', '.join(changed)}." if len(known) > 1 else ""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer
 
 from lora_dpo.errors import UserError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token")
+_FILES = ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt"]
 _PROBE = 'Why is the sky blue?\n\n  It\'s 1,234 km away – naïvely put: "far".\tSo?'
 
 
@@ -56,8 +57,11 @@ def read_tokenizer(place: str, model: ModelSection) -> PreTrainedTokenizerBase:
         UserError: It cannot be read.
     """
     try:
-        with nullcontext() if Path(place).expanduser().is_dir() else offline_unless_reachable():
-            return AutoTokenizer.from_pretrained(place, trust_remote_code=model.trust_remote_code)
+        folder = Path(place).expanduser()
+        if not folder.is_dir():  # by its Hub id it would not be read where an adapter has no config.json
+            with offline_unless_reachable():
+                folder = Path(snapshot_download(place, allow_patterns=_FILES))
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"The tokenizer beside {place} cannot be read: {str(error).splitlines()[0]}",

@@ -11,6 +11,7 @@ from lora_dpo.recipe.schema import AdapterSection, DataSection, ModelSection, Re
 from lora_dpo.recipe.yaml_source import parse_value
 
 _MEASURES = ("evaluation",)
+_FOLDS = "evaluation.folds"  # of trainings
 _READING = (
     "data.columns", "data.pairs", "data.min_margin", "data.limit", "data.over_length", "data.on_bad_row",
     "dpo.max_length",
@@ -61,7 +62,7 @@ def _settled(recipe: Recipe, data: str | None, overrides: Sequence[str], free: S
         free = (*free, *_READING)
     settled = with_overrides(recipe, overrides)
     for key in (override.partition("=")[0] for override in overrides):
-        if not any(key == known or key.startswith(f"{known}.") for known in free):
+        if key == _FOLDS or not any(key == known or key.startswith(f"{known}.") for known in free):
             named = ", ".join(f"{known}.*" if "." not in known else known for known in free)
             how = " (it says how a test set is read, and --data names none)" if key.startswith(_READING) else ""
             raise UserError(

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 import lora_dpo
 from lora_dpo.model.four_bit import NF4
-from lora_dpo.model.hashes import weights_hash
 from lora_dpo.model.lineage import identify, identify_parent
 from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.run_folder import RunFolder
@@ -75,17 +74,14 @@ def provenance(
     }
 
 
-def record_of_weights(run: RunFolder, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Returns what trained weights say of themselves: what their run says, its recipe, and their own hash.
+def trained_record(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
+    """Returns what an adapter or a model says of itself wherever it is copied to: what its run says, and the recipe.
 
     Args:
         run: The run, whose provenance.json is written.
         recipe: Its recipe.
-        folder: Where the weights are.
     """
-    known = json.loads(run.provenance.read_text(encoding="utf-8"))
-    own = {"weights_sha256": weights_hash(str(folder), None), "recipe": recipe.model_dump(mode="json")}
-    return known | own
+    return {**json.loads(run.provenance.read_text(encoding="utf-8")), "recipe": recipe.model_dump(mode="json")}
 
 
 def _version(package: str) -> str | None:

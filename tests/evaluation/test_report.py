@@ -63,6 +63,18 @@ SAMPLES = [
 ]
 
 
+TASK = {"task": "arc", "version": "1.0", "metric": "acc", "higher_is_better": True, "n": 9, "shots": 0}
+HARNESS = {
+    "package": "lm-eval 0.4.13",
+    "chat_template": False,
+    "limit": 9,
+    "tasks": [
+        {**TASK, "filter": "none", "before": 0.5, "after": 0.75, "stderr_before": 0.125, "stderr_after": None},
+        {**TASK, "filter": "strict", "before": 0.5, "after": None, "stderr_before": 0.125, "stderr_after": None},
+    ],
+}
+SUBJECT = {"kind": "adapter", "name": "tuned", "place": "some/tuned", "data": "facts.jsonl", "base": "org/model"}
+
 TEXTS = {"best": "So", "favourite before": "Thus", "favourite after": "So"}
 OUTCOME = Outcome("g1", "Why\nso?", "Reasons", {"mc2": 0.25}, {"mc2": 0.75}, {**TEXTS, "chosen": "So"})
 EXAMPLE = {
@@ -88,6 +100,7 @@ def test_json_keys_are_stable(report: Report) -> None:
         "schema_version": 2,
         "run": "small",
         "model": "org/model",
+        "subject": None,
         "verdict": NO_DIFFERENCE,
         "training": TRAINING,
         "data": DATA,
@@ -95,6 +108,7 @@ def test_json_keys_are_stable(report: Report) -> None:
         "preference": json.loads(json.dumps(PREFERENCE)),
         "generation": json.loads(json.dumps(GENERATION)),
         "cost": COST,
+        "harness": None,
         "examples": {"improved": [EXAMPLE], "worse": []},
         "samples": SAMPLES,
         "caveats": ["Mind [this].", "4 held-out questions are few: mind the intervals, not the differences."],
@@ -177,3 +191,43 @@ def test_printed(report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "(nothing)" in text
     assert f"report    {run.report_md}" in text
     assert "adapter" not in text
+
+
+@pytest.fixture
+def strange(report: Report) -> Report:
+    """A report of an adapter from elsewhere."""
+    data = {"splits": {"train": {"pairs": 0, "groups": 0}, "test": {"pairs": 5, "groups": 4}}}
+    return Report(report.recipe, data, None, Measured(), ["Unknown."], subject=SUBJECT, harness=HARNESS)
+
+
+def test_what_was_trained_elsewhere(strange: Report) -> None:
+    output = RunFolder.of(strange.recipe)
+    write_report(strange, output, [])
+    content = json.loads(output.report_json.read_text())
+    assert (content["training"], content["subject"], content["harness"]) == (None, SUBJECT, HARNESS)
+    assert content["verdict"] == "Nothing was held out; lm-evaluation-harness found the numbers below."
+    lines = output.report_md.read_text().splitlines()
+    assert "some/tuned, compared with org/model." in lines
+    assert "## Training" not in lines
+    assert lines[-1].startswith("Pairs of facts.jsonl: test 5 (4 questions). [report.json](report.json) has the hashes")
+
+
+def test_the_harness_s_numbers(strange: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    output = RunFolder.of(strange.recipe)
+    write_report(strange, output, [])
+    lines = output.report_md.read_text().splitlines()
+    table = lines.index("## lm-evaluation-harness")
+    assert lines[table + 2 : table + 8] == [
+        "| task | metric | before | after | change | n |",
+        "|---|--:|--:|--:|--:|--:|",
+        "| arc | acc | 0.5000 ± 0.1250 | 0.7500 | +0.2500 | 9 |",
+        "| arc | acc, strict | 0.5000 ± 0.1250 |  |  | 9 |",
+        "",
+        "lm-eval 0.4.13, no chat template, the first 9 documents of each task; ± is its standard error.",
+    ]
+    with (tmp_path / "shown").open("w") as file:
+        monkeypatch.setattr(report_module, "out", Console(width=100, file=file))
+        print_report(strange.as_json(), output)
+    text = (tmp_path / "shown").read_text()
+    assert "0.5000 ± 0.1250" in text
+    assert "no chat template" in text

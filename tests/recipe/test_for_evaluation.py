@@ -54,6 +54,7 @@ def test_what_was_trained_elsewhere_gets_the_defaults() -> None:
     ("data", "override", "message"),
     [
         (None, "train.epochs=2", "train.epochs cannot be set for an evaluation of a run, which is measured as it was"),
+        (None, "evaluation.folds=2", "evaluation.folds cannot be set for an evaluation of a run"),
         (None, "model.dtype=float32", "model.dtype cannot be set for an evaluation of a run"),
         ("t.csv", "data.split.test=0.5", "data.split.test cannot be set for an evaluation of a run"),
         (None, "data.pairs=all", r"\(it says how a test set is read, and --data names none\)"),
