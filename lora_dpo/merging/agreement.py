@@ -17,6 +17,9 @@ from lora_dpo.merging.probes import Probes
 _POSITIONS = 32
 """Positions whose probabilities are held at once."""
 
+_LOGIT_BYTES = 2**26
+"""Bound on the logits of a forward pass, where no weight is larger."""
+
 Opened = Callable[[], AbstractContextManager[Module]]
 """Yields a model with its weights at hand."""
 
@@ -47,7 +50,9 @@ def compare(expected: Opened, others: Mapping[str, Opened], probes: Probes) -> d
     found: dict[str, list[Tensor]] = {name: [] for name in others}
     with torch.no_grad():
         with expected() as model:
-            batches = bounded_batches(model, probes.sequences)
+            largest = max(parameter.numel() for parameter in model.parameters())
+            # The head is in memory as well, at twice these bytes; each batch reads the whole model.
+            batches = bounded_batches(model, probes.sequences, max(_LOGIT_BYTES, 2 * largest))
         for places in batches:
             sequences = [probes.sequences[place] for place in places]
             tokens = torch.tensor([token for sequence in sequences for token in sequence.ids[sequence.start :]])[

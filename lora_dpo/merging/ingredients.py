@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from lora_dpo.errors import UserError
+from lora_dpo.merging.agreement import Opened
 from lora_dpo.model.adapted import Adapted, adapt
 from lora_dpo.model.four_bit import FourBit
 from lora_dpo.model.shards import float_dtypes
-from lora_dpo.model.streaming import Changed, open_model, reading
+from lora_dpo.model.streaming import Changed, lent, open_model
 from lora_dpo.recipe.schema import ModelSection
 
 Onto = Literal["full", "quantized"]
@@ -54,9 +55,8 @@ class Ingredients:
         with self.adapted.untrained(self._base_weights(onto)) as model:
             yield model
 
-    @contextmanager
-    def preview(self, onto: Onto, dtype: torch.dtype | None) -> Iterator[Module]:
-        """Yields the model that merging would give, before it is written.
+    def preview(self, onto: Onto, dtype: torch.dtype | None) -> Opened:
+        """Opens the model that merging would give, before it is written.
 
         Args:
             onto: What the adapters are merged into.
@@ -70,8 +70,16 @@ class Ingredients:
             return value.to(own[name]).float()
 
         model, _ = open_model(self.base, self.scratch / "preview")
-        with reading(model, Changed(self.weights, rounded)):
-            yield model
+        return lambda: lent(model, Changed(self.weights, rounded))
+
+    def reloaded(self, folder: Path) -> Opened:
+        """Opens a merged model as Transformers reads it from its files.
+
+        Args:
+            folder: Where its weights are.
+        """
+        model, weights = open_model(self.base, self.scratch / "merged", folder)
+        return lambda: lent(model, weights)
 
     def changed(self, onto: Onto) -> frozenset[str]:
         """Returns the parameters that merging changes."""

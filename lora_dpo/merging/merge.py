@@ -23,10 +23,10 @@ from lora_dpo.merging.probes import Probes, find_probes
 from lora_dpo.merging.sources import Source, check_stack, find_sources
 from lora_dpo.merging.tokens import Tokens, choose_tokenizer
 from lora_dpo.merging.verdict import judge
-from lora_dpo.merging.writing import Written, reloaded, write_weights
+from lora_dpo.merging.writing import Written, write_weights
 from lora_dpo.model.base import load_config, load_tokenizer, resolve
 from lora_dpo.model.hashes import hash_over
-from lora_dpo.model.lineage import identify
+from lora_dpo.model.lineage import check_files, check_whole, identify
 from lora_dpo.model.location import local_copy
 from lora_dpo.model.record import write_record
 from lora_dpo.model.shards import rewritten_bytes
@@ -109,7 +109,7 @@ def merge(request: Request) -> dict[str, Any]:
         note(f"Comparing with base and adapters on {len(probes.sequences)} questions of {probes.source}.")
         verdict = judge(
             partial(ingredients.trained, onto),
-            partial(reloaded, base, folder, scratch / "merged"),
+            ingredients.reloaded(folder),
             partial(ingredients.untrained, onto),
             probes,
             encoder,
@@ -145,12 +145,16 @@ def _collect(request: Request) -> _Parts:
     check_stack(sources, identity)
     place = resolve(named)
     folder = Path(place) if Path(place).is_dir() else local_copy(place, named.revision, _BASE_FILES)
+    if identity["provenance"] is not None:
+        check_whole(named.name, str(folder), identity["provenance"])
+    shards = shards_of(folder, named.name)
+    check_files(named.name, shards)
     base = named.model_copy(update={"name": str(folder), "revision": None})
     return _Parts(
         sources=sources,
         identity=identity,
         base=base,
-        shards=shards_of(folder, named.name),
+        shards=shards,
         tokens=choose_tokenizer(base, [source.folder for source in sources], tokenizer),
         quantised_from=_quantised_from(sources, request.onto),
     )
@@ -189,7 +193,7 @@ def _choose(
         return "full", {}
     note("Measuring which is nearer to what was trained: the full-precision base or the 4-bit one.")
     both: tuple[Onto, Onto] = ("full", "quantized")
-    previews = {onto: partial(ingredients.preview, onto, dtype) for onto in both}
+    previews = {onto: ingredients.preview(onto, dtype) for onto in both}
     distances = compare(partial(ingredients.trained, "quantized"), previews, probes)
     return asked or min(both, key=lambda onto: distances[onto].kl_mean), distances
 

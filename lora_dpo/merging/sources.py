@@ -89,6 +89,8 @@ def check_stack(sources: Sequence[Source], base: Mapping[str, Any]) -> None:
         UserError: An adapter has changed, is of another base, or is in another one already.
     """
     hashes = [weights_hash(str(source.folder), None) for source in sources]
+    if twice := [source.name for place, source in enumerate(sources) if hashes[place] in hashes[:place]]:
+        raise UserError(f"{twice[0]} is given twice.", why="Its change would be made twice.", fix="Give it once.")
     for place, source in enumerate(sources):
         if source.record is None:
             note(f"{source.name} has no provenance.json, so that its base is taken on trust.")

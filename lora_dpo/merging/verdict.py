@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any, TypedDict
 
 import torch
@@ -11,9 +11,11 @@ import torch
 from lora_dpo.data.chat import TurnEncoder
 from lora_dpo.errors import UserError
 from lora_dpo.evaluation.answers import write_answers
+from lora_dpo.evaluation.logits import scored_logits
 from lora_dpo.evaluation.work import Work
 from lora_dpo.merging.agreement import Agreement, Opened, compare
 from lora_dpo.merging.probes import Probes
+from lora_dpo.tree.sequences import Completion
 
 _ANSWERS = 3
 _ANSWER_TOKENS = 12
@@ -62,7 +64,7 @@ BOUNDS = {
 
 
 class Answer(TypedDict):
-    """A question and both models' greedy answers, or their beginnings."""
+    """A question and both models' greedy answers, or their beginnings: the merged one's up to where they part."""
 
     question: str
     expected: str
@@ -137,21 +139,41 @@ def judge(
         dtype: Precision of the merged weights.
     """
     found = compare(expected, {"merged": merged, "untrained": untrained}, probes)
-    texts = [_greedy(opened, probes, encoder) for opened in (expected, merged)]
-    answers: list[Answer] = [
-        {"question": question, "expected": one, "merged": other}
-        for question, one, other in zip(probes.questions[:_ANSWERS], *texts, strict=True)
-    ]
-    return Verdict(found["merged"], found["untrained"], dtype, answers)
+    return Verdict(found["merged"], found["untrained"], dtype, _answers(expected, merged, probes, encoder))
 
 
-def _greedy(opened: Opened, probes: Probes, encoder: TurnEncoder) -> Sequence[str]:
-    with torch.no_grad(), opened() as model:
-        prompts = probes.prompts[:_ANSWERS]
+def _answers(expected: Opened, merged: Opened, probes: Probes, encoder: TurnEncoder) -> list[Answer]:
+    """Writes greedy answers by the one model, and finds out where the other would go on otherwise.
+
+    It writes the same tokens up to the first after which it finds another one the most likely: one forward pass shows
+    that, where writing takes one a token.
+    """
+    prompts = probes.prompts[:_ANSWERS]
+    with torch.no_grad(), expected() as model:
         written = write_answers(
             Work(), model, encoder, prompts, "answers", max_new_tokens=_ANSWER_TOKENS, batch_size=_ANSWERS
         )
-    return [answer["text"] for answer in written]
+    sequences = [Completion.of(prompt, answer["ids"]) for prompt, answer in zip(prompts, written, strict=True)]
+    with torch.no_grad(), merged() as model:
+        found = scored_logits(model, sequences).argmax(-1).cpu()
+    others = found.split([sequence.n_scored for sequence in sequences])
+    return [
+        {
+            "question": question,
+            "expected": answer["text"],
+            "merged": _text(encoder, _as_far_as_known(answer["ids"], other.tolist())),
+        }
+        for question, answer, other in zip(probes.questions, written, others, strict=False)
+    ]
+
+
+def _text(encoder: TurnEncoder, ids: list[int]) -> str:
+    return encoder.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def _as_far_as_known(written: list[int], other: list[int]) -> list[int]:
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(written, other, strict=True)))
+    return other[: same + 1]
 
 
 def _name(dtype: torch.dtype) -> str:

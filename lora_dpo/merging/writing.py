@@ -1,23 +1,19 @@
-"""The merged weights, shard by shard, and the model that is read from them again."""
+"""The merged weights, shard by shard."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from lora_dpo.console import tracked
 from lora_dpo.errors import UserError
 from lora_dpo.merging.folder import write_index
 from lora_dpo.merging.ingredients import Ingredients, Onto
 from lora_dpo.model.shards import float_dtypes, rewrite
-from lora_dpo.model.streaming import open_model, reading
-from lora_dpo.recipe.schema import ModelSection
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +71,3 @@ def write_weights(
     if len(shards) > 1:
         write_index(folder, homes, total)
     return Written(hashes, len(places), len(homes) - len(places))
-
-
-@contextmanager
-def reloaded(base: ModelSection, folder: Path, scratch: Path) -> Iterator[Module]:
-    """Yields a merged model as Transformers reads it from its files.
-
-    Args:
-        base: The base model, which has its configuration.
-        folder: The merged model.
-        scratch: Folder for what is needed meanwhile.
-    """
-    model, weights = open_model(base, scratch, folder)
-    with reading(model, weights):
-        yield model

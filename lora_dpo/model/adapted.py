@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from lora_dpo.errors import UserError
 from lora_dpo.model.adapter import load_adapter
-from lora_dpo.model.streaming import Changed, base_name, reading
+from lora_dpo.model.streaming import Changed, base_name, lent
 
 _LEAVES_THE_BASE = (True, False, "gaussian", "eva", "orthogonal")
 """`init_lora_weights` that change nothing in the base model."""
@@ -71,8 +71,8 @@ class Adapted:
         first = max((n for n, label in enumerate(self.labels) if self._is_dora(label)), default=0)
         below = Changed(weights, lambda name, weight: self.merged(name, weight, self.labels[:first]))
         self.model.base_model.set_adapter(self.labels[first:], inference_mode=True)
-        with reading(self.model, below):
-            yield self.model
+        with lent(self.model, below) as model:
+            yield model
 
     @contextmanager
     def untrained(self, weights: Mapping[str, Tensor]) -> Iterator[PeftModel]:
@@ -81,8 +81,8 @@ class Adapted:
         Args:
             weights: The base's.
         """
-        with reading(self.model, weights), self.model.disable_adapter():
-            yield self.model
+        with lent(self.model, weights) as model, model.disable_adapter():
+            yield model
 
     def _is_dora(self, label: str) -> bool:
         return any(label in layer.lora_variant for layer in self.layers.values())
@@ -98,7 +98,7 @@ def adapt(model: PreTrainedModel, folders: Sequence[Path]) -> Adapted:
     Raises:
         UserError: An adapter cannot be read, does not fit, is damaged, or is of a kind that cannot be merged.
     """
-    labels = [str(number) for number in range(len(folders))]
+    labels = [f"adapter_{number}" for number in range(len(folders))]  # of which no layer's name has a part
     adapted: PreTrainedModel | PeftModel = model
     for label, folder in zip(labels, folders, strict=True):
         _check_kind(folder)

@@ -54,17 +54,29 @@ def file_hashes(path: str, revision: str | None, also: Sequence[str] = ()) -> di
 
 
 def file_hash(file: Path) -> str:
-    """Returns a file's SHA-256.
+    """Returns a file's SHA-256. The Hub's cache names large files by their hash, so these are not read.
 
-    The Hub's cache names large files by their hash, so these are not read. Of others the hash is kept in lora-dpo's
-    cache, together with the file's size and times.
+    Args:
+        file: The file.
+    """
+    return hub_hash(file) or content_hash(file)
+
+
+def hub_hash(file: Path) -> str | None:
+    """Returns the hash that the Hub's cache names a large file by; None for other files."""
+    target = file.resolve()
+    return target.name if file.is_symlink() and len(target.name) == 64 else None
+
+
+def content_hash(file: Path) -> str:
+    """Returns the SHA-256 of what is in a file.
+
+    It is kept in lora-dpo's cache, together with the file's size and times.
 
     Args:
         file: The file.
     """
     target = file.resolve()
-    if file.is_symlink() and len(target.name) == 64:
-        return target.name
     stat = target.stat()
     state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
     memory = cache_folder() / "hashes" / f"{hashlib.sha256(str(target).encode()).hexdigest()}.json"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_dpo.console import note
+from lora_dpo.console import note, tracked
 from lora_dpo.errors import UserError
 from lora_dpo.model.adapter import adapter_folder
 from lora_dpo.model.base import resolve
-from lora_dpo.model.hashes import file_hashes, hash_over, weights_hash
+from lora_dpo.model.hashes import content_hash, file_hashes, hash_over, hub_hash, weights_hash
 from lora_dpo.model.record import read_record
 from lora_dpo.recipe.schema import ModelSection
 
@@ -107,6 +108,26 @@ def check_whole(name: str, place: str, record: Mapping[str, Any]) -> None:
             why=f"Their hash is {_short(found)}; provenance.json has {_short(known)}.",
             fix="Copy them again, or remove provenance.json if you have changed them on purpose.",
         )
+
+
+def check_files(name: str, files: Sequence[Path]) -> None:
+    """Refuses files of the Hub's cache that are not what their names say.
+
+    Args:
+        name: What the user calls the model.
+        files: Its files, which are read.
+
+    Raises:
+        UserError: One is damaged.
+    """
+    for file in tracked(files, "checking the model's files"):
+        known = hub_hash(file)
+        if known is not None and content_hash(file) != known:
+            raise UserError(
+                f"{file.name} of {name} is damaged.",
+                why=f"Its hash is {_short(content_hash(file))}; the Hub says {_short(known)}.",
+                fix=f"Remove {file.resolve()}; it is then fetched again.",
+            )
 
 
 def check_base(name: str, record: Mapping[str, Any], base: Mapping[str, Any]) -> None:

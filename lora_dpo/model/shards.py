@@ -105,9 +105,11 @@ def _entries(source: Path, dtype: torch.dtype | None) -> tuple[list[_Entry], dic
     entries = []
     for name, about in header.items():
         code, (begin, end), count = about["dtype"], about["data_offsets"], math.prod(about["shape"])
-        width = (end - begin) // count if count else 1
-        if dtype is not None and code in _FLOATS:
-            code, width = _CODES[dtype], dtype.itemsize
+        if code in _FLOATS:
+            code = code if dtype is None else _CODES[dtype]
+            width = _FLOATS[code].itemsize
+        else:
+            width = (end - begin) // count if count else 1
         entries.append(_Entry(name, code, about["shape"], count * width, width))
     # Wide numbers first, as safetensors itself has it: so each tensor begins at a multiple of its numbers' size.
     return sorted(entries, key=lambda entry: (-entry.width, entry.name)), metadata

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.hooks import remove_hook_from_submodules
@@ -22,6 +22,8 @@ from lora_dpo.errors import UserError
 from lora_dpo.model.base import load_on_disk
 from lora_dpo.recipe.schema import ModelSection
 
+T = TypeVar("T", bound=Module)
+
 _PEFT_PREFIX = "base_model.model."
 _PEFT_WRAPPERS = (".base_layer.", ".original_module.")
 
@@ -29,7 +31,7 @@ _PEFT_WRAPPERS = (".base_layer.", ".original_module.")
 def open_model(
     section: ModelSection, offload: Path, folder: Path | None = None
 ) -> tuple[PreTrainedModel, OffloadedWeightsLoader]:
-    """Opens a model without reading its weights; `reading` lends it weights.
+    """Opens a model without its weights, which `lent` lends it.
 
     Args:
         section: The model.
@@ -45,10 +47,10 @@ def open_model(
     """
     model = load_on_disk(section.model_copy(update={"dtype": "float32"}), offload, folder).eval()
     weights = _loader(model)
-    remove_hook_from_submodules(model)
-    del model.hf_device_map  # PEFT would hook the model again
     if missing := [name for name, _ in model.named_parameters() if name not in weights]:
         raise UserError(f"The model {section.name} has no {missing[0]}.", fix="Download or save it again.")
+    remove_hook_from_submodules(model)
+    del model.hf_device_map  # PEFT would hook the model again
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for module in model.modules():
         for name, parameter in _direct(module):
@@ -60,8 +62,8 @@ def open_model(
 
 
 @contextmanager
-def reading(model: Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Lets every module read its weights when it is called, and forget them afterwards.
+def lent(model: T, weights: Mapping[str, Tensor]) -> Iterator[T]:
+    """Yields a model whose modules each read their weights when they are called, and forget them afterwards.
 
     A LoRA layer reads those of the layer that it wraps, since DoRA looks at them itself.
 
@@ -73,12 +75,12 @@ def reading(model: Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     handles = []
     for path, module in model.named_modules():
         names = {own: base_name(f"{path}.{own}".removeprefix(".")) for own, _ in _direct(module)}
-        lent = _Lent(module, {own: name for own, name in names.items() if name in weights}, weights)
+        loan = _Loan(module, {own: name for own, name in names.items() if name in weights}, weights)
         caller = layers.get(module, module)
-        handles.append(caller.register_forward_pre_hook(lent.begin))
-        handles.append(caller.register_forward_hook(lent.end, always_call=True))
+        handles.append(caller.register_forward_pre_hook(loan.begin))
+        handles.append(caller.register_forward_hook(loan.end, always_call=True))
     try:
-        yield
+        yield model
     finally:
         for handle in handles:
             handle.remove()
@@ -112,7 +114,7 @@ class Changed(Mapping[str, Tensor]):
         return len(self._weights)
 
 
-class _Lent:
+class _Loan:
     """The weights of one module, there from the beginning of a call to its end."""
 
     def __init__(self, module: Module, names: Mapping[str, str], weights: Mapping[str, Tensor]) -> None:
