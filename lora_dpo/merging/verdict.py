@@ -22,7 +22,7 @@ _ANSWER_TOKENS = 12
 """Each of them reads the whole model once."""
 _LARGEST_LOSS = 0.25
 """Of the adapters' effect: a KL grows with the square of a change, so this is half of the change gone."""
-_NO_EFFECT = 1e-8
+_NO_EFFECT = 1e-9
 """KL in nats below which adapters do nothing that float32 could tell."""
 _FINER = "Merge with --dtype fp32, which keeps the adapters' smallest changes."
 

@@ -4,10 +4,8 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lora_dpo.errors import UserError
@@ -16,19 +14,13 @@ from lora_dpo.model.hashes import weights_hash
 from lora_dpo.model.lineage import (
     check_files,
     check_lineage,
-    identify,
     identify_parent,
     tokenizer_hash,
 )
 from lora_dpo.model.record import write_record
 from lora_dpo.recipe.schema import ModelSection
-from tests.adapters import save_adapter
+from tests.adapters import known, record, save_adapter, spoil
 from tests.tiny import tiny_tokenizer
-
-
-def known(base: Path) -> dict[str, Any]:
-    section = ModelSection(name=str(base))
-    return identify(section, load_tokenizer(section))
 
 
 @pytest.fixture
@@ -44,17 +36,8 @@ def base(tiny_models, tmp_path: Path) -> Path:
 def adapter(base: Path, tmp_path: Path) -> Path:
     """An adapter that says where it comes from."""
     folder = save_adapter(base, tmp_path / "adapter")
-    write_record(
-        folder, {"stage": "dpo", "model": known(base), "weights_sha256": weights_hash(str(folder), None), "parents": []}
-    )
+    record(base, folder)
     return folder
-
-
-def spoil(file: Path) -> None:
-    tensors = load_file(file)
-    name = min(tensors)
-    tensors[name] = tensors[name] + 1
-    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def refusal(adapter: Path, base: Path) -> UserError:
@@ -130,8 +113,7 @@ def test_an_adapter_that_is_not_what_was_saved(adapter: Path, base: Path) -> Non
 
 def test_a_changed_parent(adapter: Path, base: Path, tmp_path: Path) -> None:
     parent = save_adapter(base, tmp_path / "parent", seed=5)
-    record = json.loads((adapter / "provenance.json").read_text())
-    write_record(adapter, {**record, "parents": [identify_parent(str(parent))]})
+    record(base, adapter, parents=[identify_parent(str(parent))])
     assert check_lineage(str(adapter), known(base)) is not None
     spoil(parent / "adapter_model.safetensors")
     error = refusal(adapter, base)
