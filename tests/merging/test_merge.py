@@ -19,7 +19,7 @@ from lora_dpo.model.base import load_model
 from lora_dpo.model.hashes import weights_hash
 from lora_dpo.model.record import read_record
 from lora_dpo.recipe.schema import ModelSection
-from tests.adapters import merged_by_peft, record, save_adapter
+from tests.adapters import merged_by_peft, record, save_adapter, spoil
 from tests.tiny import tiny_tokenizer
 
 IDS = torch.arange(30, 60)[None]
@@ -290,3 +290,24 @@ def test_a_base_that_was_cut_off(tiny_models, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         merged(tmp_path / "out", adapter)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_shard(sharded: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(sharded, tmp_path / "adapter")
+    record(sharded, adapter)
+    files = sorted(sharded.glob("*.safetensors"))
+    spoil(files[2])
+    with pytest.raises(UserError, match=rf"Of {len(files)} files 1 differ: {files[2].name}\."):
+        merged(tmp_path / "out", adapter)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+def test_an_adapter_with_nan(tiny_models, tmp_path: Path) -> None:
+    base = tiny_models("llama")
+    adapter = save_adapter(base, tmp_path / "adapter")
+    tensors = load_file(adapter_file(adapter))
+    tensors[min(tensors)][0, 0] = float("nan")
+    save_file(tensors, adapter_file(adapter))
+    with pytest.raises(UserError, match="has values that are no numbers"):
+        merged(tmp_path / "out", adapter)
+    assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
