@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate.utils import OffloadedWeightsLoader
 from torch import Tensor
 from torch.nn import Module
 
@@ -18,7 +17,7 @@ from lora_dpo.merging.agreement import Opened
 from lora_dpo.model.adapted import Adapted, adapt
 from lora_dpo.model.four_bit import FourBit
 from lora_dpo.model.shards import float_dtypes
-from lora_dpo.model.streaming import Changed, lent, open_model
+from lora_dpo.model.streaming import Changed, Files, lent, open_model
 from lora_dpo.recipe.schema import ModelSection
 
 Onto = Literal["full", "quantized"]
@@ -39,7 +38,7 @@ class Ingredients:
 
     base: ModelSection
     scratch: Path
-    weights: OffloadedWeightsLoader
+    weights: Files
     adapted: Adapted
     four_bit: FourBit | None
 

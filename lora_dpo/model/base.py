@@ -80,21 +80,24 @@ def load_model(model: ModelSection, *, four_bit: bool = False) -> PreTrainedMode
     return loaded
 
 
-def load_on_disk(model: ModelSection, offload: Path, folder: Path | None = None) -> PreTrainedModel:
+def load_on_disk(model: ModelSection, folder: Path, offload: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Loads a model whose weights stay in their files, from which Accelerate reads each when its module is called.
 
+    It is to be run in float32, whatever its weights are in.
+
     Args:
-        model: The model.
+        model: The model, which says the configuration.
+        folder: Where the weights are.
         offload: Folder for the few weights that Transformers changes while it loads them.
-        folder: Where the weights are, if they are another model's of the same configuration.
+        dtype: What the weights are in: Transformers would read all of them at once to change it.
 
     Raises:
         UserError: The model cannot be found or read.
     """
-    path = resolve(model)
-    config = load_config(path, model)
-    options = {"config": config, "device_map": {"": "disk"}, "offload_folder": str(offload)}
-    return _load(str(folder or path), model, config, options)
+    section = model.model_copy(update={"dtype": "float32", "attention": "auto"})
+    config = load_config(resolve(model), model)
+    options = {"config": config, "device_map": {"": "disk"}, "offload_folder": str(offload), "dtype": dtype}
+    return _load(str(folder), section, config, options)
 
 
 def _load(path: str, model: ModelSection, config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
@@ -102,7 +105,7 @@ def _load(path: str, model: ModelSection, config: PretrainedConfig, options: dic
     with loading(model.name):
         if (attention := choose_attention(model, config, dtype)) is not None:
             options = {**options, "attn_implementation": attention}
-        return AutoModelForCausalLM.from_pretrained(path, **_hub_options(model), dtype=dtype, **options)
+        return AutoModelForCausalLM.from_pretrained(path, **{**_hub_options(model), "dtype": dtype, **options})
 
 
 def load_config(path: str, model: ModelSection) -> PretrainedConfig:

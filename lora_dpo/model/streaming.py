@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,8 @@ from torch.nn import Module, Parameter
 from transformers import PreTrainedModel
 
 from lora_dpo.errors import UserError
-from lora_dpo.model.base import load_on_disk
+from lora_dpo.model.base import load_on_disk, resolve
+from lora_dpo.model.shards import float_dtypes
 from lora_dpo.recipe.schema import ModelSection
 
 T = TypeVar("T", bound=Module)
@@ -28,13 +30,11 @@ _PEFT_PREFIX = "base_model.model."
 _PEFT_WRAPPERS = (".base_layer.", ".original_module.")
 
 
-def open_model(
-    section: ModelSection, offload: Path, folder: Path | None = None
-) -> tuple[PreTrainedModel, OffloadedWeightsLoader]:
+def open_model(section: ModelSection, offload: Path, folder: Path | None = None) -> tuple[PreTrainedModel, Files]:
     """Opens a model without its weights, which `lent` lends it.
 
     Args:
-        section: The model.
+        section: The model, in a local folder or a GGUF file.
         offload: Folder for those weights that Transformers changes while it loads them, such as fused experts.
         folder: Where the weights are, if they are another model's of the same configuration.
 
@@ -45,7 +45,8 @@ def open_model(
     Raises:
         UserError: The model cannot be found or read, or lacks weights.
     """
-    model = load_on_disk(section.model_copy(update={"dtype": "float32"}), offload, folder).eval()
+    folder = folder or Path(resolve(section))
+    model = load_on_disk(section, folder, offload, _widest(folder)).eval()
     weights = _loader(model)
     if missing := [name for name, _ in model.named_parameters() if name not in weights]:
         raise UserError(f"The model {section.name} has no {missing[0]}.", fix="Download or save it again.")
@@ -58,7 +59,7 @@ def open_model(
             module._parameters[name] = _frozen(torch.zeros((), device=device).expand(parameter.shape))
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
-    return model, weights
+    return model, Files(weights)
 
 
 @contextmanager
@@ -114,6 +115,18 @@ class Changed(Mapping[str, Tensor]):
         return len(self._weights)
 
 
+class Files(Changed):
+    """Weights in float32, as they are read from their files.
+
+    Attributes:
+        index: The file of each weight, and its name there.
+    """
+
+    def __init__(self, weights: OffloadedWeightsLoader) -> None:
+        super().__init__(weights, lambda _, weight: weight.float())
+        self.index: dict[str, dict[str, str]] = weights.index
+
+
 class _Loan:
     """The weights of one module, there from the beginning of a call to its end."""
 
@@ -127,6 +140,12 @@ class _Loan:
 
     def end(self, *_: Any) -> None:
         self._module._parameters.update(self._placeholders)
+
+
+def _widest(folder: Path) -> torch.dtype:
+    """Returns a precision that holds all weights of a folder as they are."""
+    found = [dtype for file in folder.glob("*.safetensors") for dtype in float_dtypes(file).values()]
+    return reduce(torch.promote_types, found) if found else torch.float32
 
 
 def _frozen(tensor: Tensor) -> Parameter:
