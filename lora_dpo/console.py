@@ -6,8 +6,9 @@ import errno
 import logging
 import os
 import sys
+import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +25,9 @@ out = Console(highlight=False)
 
 err = Console(stderr=True, highlight=False)
 """Progress, notes and errors."""
+
+SECONDS_BETWEEN_LINES = 10.0
+"""How often a log, which has no use for bars, is told how far something is."""
 
 EXIT_CODE_FILE = "LORA_DPO_EXIT_CODE_FILE"
 """Environment variable with a file for the exit code, since `accelerate launch` turns every failure into 1.
@@ -64,9 +68,23 @@ def show_error(text: str, who: str = "") -> None:
 
 
 def tracked(items: Iterable[T], label: str, total: int | None = None) -> Iterable[T]:
-    """Returns the items, with a bar that is gone when they are through; on rank 0 of a terminal only."""
-    shown = err.is_terminal and is_main_process()
-    return track(items, label, total=total, console=err, transient=True, disable=not shown)
+    """Returns the items, and shows on rank 0 how far they are: by a bar, or in a log by a line now and then."""
+    if not is_main_process():
+        return items
+    if not err.is_terminal:
+        return _logged(items, label, total)
+    return track(items, label, total=total, console=err, transient=True)
+
+
+def _logged(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
+    count = total if total is not None or not isinstance(items, Sized) else len(items)
+    of_all = "" if count is None else f" of {count:,}"
+    line_due = time.monotonic() + SECONDS_BETWEEN_LINES
+    for done, item in enumerate(items, start=1):
+        yield item
+        if time.monotonic() >= line_due:
+            err.print(f"{label}: {done:,}{of_all}", soft_wrap=True)
+            line_due = time.monotonic() + SECONDS_BETWEEN_LINES
 
 
 def set_up_logging(*, debug: bool = False) -> None:

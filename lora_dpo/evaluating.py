@@ -116,7 +116,7 @@ def _work(asked: Asked) -> Work:
 
 def _kept(asked: Asked) -> Path | None:
     named, origin = asked.named, origin_of(asked.recipe)
-    if named.run is not None:
+    if named.run is not None and os.access(named.run.path, os.W_OK):  # it may be somebody else's
         return kept_values(named.run.evaluation, named.place, origin)
     return kept_values(asked.output.evaluation, _files(asked), origin, _CONFIGURATION)
 

@@ -4,7 +4,9 @@ import errno
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from lora_dpo import console
 from lora_dpo.console import disk_full_error
 from tests.process import run_python
 
@@ -148,3 +150,33 @@ def test_a_full_disk_is_recognised_however_it_is_worded(error: Exception, shown:
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "Permission denied"), ValueError("x"), KeyError()])
 def test_other_errors_are_no_full_disk(error: Exception) -> None:
     assert disk_full_error(error) is None
+
+
+@pytest.mark.parametrize(
+    ("items", "total", "lines"),
+    [
+        ([7, 8], None, ["reading: 1 of 2", "reading: 2 of 2"]),
+        (iter([7, 8]), 5, ["reading: 1 of 5", "reading: 2 of 5"]),
+        (iter([7, 8]), None, ["reading: 1", "reading: 2"]),
+        ([], None, []),
+    ],
+)
+def test_a_log_is_told_how_far_it_is(items, total, lines, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(console, "err", Console(stderr=True))
+    assert list(console.tracked(items, "reading", total=total)) == [7, 8][: len(lines)]
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_a_log_is_not_told_of_what_is_soon_done(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 1e9)
+    monkeypatch.setattr(console, "err", Console(stderr=True))
+    assert list(console.tracked([1], "reading")) == [1]
+    assert capsys.readouterr().err == ""
+
+
+def test_other_ranks_say_nothing(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setenv("RANK", "1")
+    assert list(console.tracked([1], "reading")) == [1]
+    assert capsys.readouterr().err == ""

@@ -26,8 +26,9 @@ from lora_dpo.eval import main
 from lora_dpo.evaluating import join_processes
 from lora_dpo.evaluation.work import Work
 from lora_dpo.recipe.run_folder import RunFolder
+from tests.alike import assert_alike
 from tests.evaluation.tasks import COUNT, write_tasks
-from tests.evaluation.test_processes import assert_alike
+from tests.machine import read_only
 from tests.process import ROOT, lora_dpo
 
 SMALL = ["evaluation.samples=2", "evaluation.max_new_tokens=4"]
@@ -131,6 +132,15 @@ def test_a_whole_model(work: RunFolder) -> None:
     assert report["preference"]["margin"]["difference"] == 0.0
     assert report["cost"]["kl_per_token"] == pytest.approx(0.0, abs=1e-9)
     assert not Path("evaluations").exists()
+
+
+def test_a_run_of_somebody_else(work: RunFolder) -> None:
+    before = contents(work.path)
+    with read_only(work.path):
+        main(["runs/small", *SMALL, "--output", "mine"])
+    assert contents(work.path) == before
+    assert read("mine")["multiple_choice"] == read("runs/small")["multiple_choice"]
+    assert len(kept("mine")) > 20
 
 
 def test_a_checkpoint(work: RunFolder) -> None:
@@ -247,7 +257,7 @@ def test_processes_that_do_not_know_each_other_are_stopped(monkeypatch: pytest.M
 
 def test_the_examples_of_the_help_can_be_typed() -> None:
     command = typer.main.get_command(app).commands["eval"]
-    examples = [shlex.split(example)[2:] for example in command.epilog.removeprefix("Examples: ").split("|")]
+    examples = [shlex.split(example)[2:] for example in command.epilog.split("\n\n")[1:]]
     assert len(examples) == 7
     for words in examples:
         assert command.make_context("eval", list(words), resilient_parsing=False).params["subject"] == words[0]
@@ -257,7 +267,7 @@ def test_the_examples_of_the_help_can_be_typed() -> None:
 def test_two_processes_find_what_one_finds(work: RunFolder) -> None:
     pytest.importorskip("lm_eval")
     write_tasks(Path("tasks").absolute())
-    words = ["copy", "--data", "test.jsonl", *SMALL, "--harness", "facts", "--harness-path", "tasks"]
+    words = ["copy", "--data", "test.jsonl", *SMALL, "--harness", "facts,words,lonely", "--harness-path", "tasks"]
     main([*words, "--output", "one"])
     result = lora_dpo("eval", *words, "--output", "two", "--processes", "2", cwd=Path.cwd(), CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr

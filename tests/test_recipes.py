@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from lora_dpo.data.chat import TurnEncoder
 from lora_dpo.data.manifest import read_pairs
 from lora_dpo.evaluation.policies import Policies
-from lora_dpo.evaluation.preference import score_pairs, summarise
+from lora_dpo.evaluation.preference import pair_scores, questions_of, summarise
+from lora_dpo.evaluation.scoring import score_both
 from lora_dpo.evaluation.work import Work
 from lora_dpo.pipeline import align
 from lora_dpo.recipe.loading import all_keys, load_recipe
@@ -186,8 +187,9 @@ def test_recipe_trains(
     assert not [file for file in folder.rglob("*partial*")]
 
     report = json.loads(run.report_json.read_text())
-    measured = ["multiple_choice", "preference", "generation", "cost", "examples", "samples", "caveats"]
-    assert list(report) == ["schema_version", "run", "model", "verdict", "training", "data", *measured]
+    about = ["schema_version", "run", "model", "subject", "verdict", "training", "data"]
+    measured = ["multiple_choice", "preference", "generation", "cost", "harness", "examples", "samples", "caveats"]
+    assert list(report) == [*about, *measured]
     assert report["training"]["steps"] == 2
     assert (report["multiple_choice"] is not None) == has_questions
     assert len(report["samples"]) == 2
@@ -218,7 +220,8 @@ def check_adapter_with_plain_peft(recipe: Recipe, run: RunFolder, model: Path, r
     encoder = TurnEncoder(AutoTokenizer.from_pretrained(run.adapter), recipe.model.template)
     test = list(encoder.encode(read_pairs(run.data / "pairs.jsonl")["test"]))
     tolerance = 1e-3 if dtype == torch.float32 else 0.5
-    found = summarise(score_pairs(Work(), Policies(tuned), test, batch_size=8), beta=recipe.dpo.beta, seed=0)
+    scores = pair_scores(test, score_both(Work(), Policies(tuned), questions_of(test), batch_size=8))
+    found = summarise(scores, beta=recipe.dpo.beta, seed=0)
     for when in ("before", "after"):
         assert found["margin"][when] == pytest.approx(report["preference"]["margin"][when], abs=tolerance)
     assert (found["n_pairs"], found["n_groups"]) == (len(test), len({pair.pair.group for pair in test}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,14 +118,17 @@ def _data_name(path: str) -> str:
 
 
 def _check_output(asked: Asked) -> None:
-    """Makes sure that no other thing's results are overwritten."""
+    """Makes sure that the results can be written, and that no other thing's are overwritten."""
     output = asked.output
+    existing = next(place for place in (output.path, *output.path.absolute().parents) if os.path.lexists(place))
+    if not existing.is_dir():
+        raise UserError(f"{existing} is a file, so it cannot become a folder of results.", fix=_OTHER_FOLDER)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{existing} may not be written to.", fix=_OTHER_FOLDER)
     if asked.is_own_report:
         return
     if output.recipe.is_file():
         raise UserError(f"{output.path} is a run, so it cannot hold the results of something else.", fix=_OTHER_FOLDER)
-    if output.path.exists() and not output.path.is_dir():
-        raise UserError(f"{output.path} is a file, so it cannot become a folder of results.", fix=_OTHER_FOLDER)
     if output.report_json.is_file() and _identity_in(output.report_json) != asked.identity():
         raise UserError(f"{output.path} holds the results of another evaluation.", fix=_OTHER_FOLDER)
 

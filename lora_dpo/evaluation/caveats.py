@@ -9,7 +9,7 @@ from lora_dpo.recipe.schema import Recipe
 
 _FEW_QUESTIONS = 100
 _FORGOTTEN = 0.05
-_LONGER = 0.25
+_OTHER_LENGTH = 0.25
 
 
 def caveats_of_data(recipe: Recipe, data: Mapping[str, Any]) -> Iterator[str]:
@@ -51,6 +51,8 @@ def caveats_of_result(found: Mapping[str, Any]) -> Iterator[str]:
             )
     if generation := found["generation"]:
         tokens = generation["greedy"]["tokens"]
-        longer = tokens["difference"] > _LONGER * tokens["before"]
-        if longer and tokens["ci95"][0] > 0:
+        part = tokens["difference"] / max(tokens["before"], 1)
+        if part > _OTHER_LENGTH and tokens["ci95"][0] > 0:
             yield "Answers became much longer; judges and people often take longer for better."
+        if part < -_OTHER_LENGTH and tokens["ci95"][1] < 0:
+            yield "Answers became much shorter; see below whether they still say as much."

@@ -14,12 +14,13 @@ from lora_dpo.evaluation import generation, multiple_choice, preference
 from lora_dpo.evaluation.cost import divergence
 from lora_dpo.evaluation.gathering import gather
 from lora_dpo.evaluation.generation import Generation, Sample, Written
-from lora_dpo.evaluation.multiple_choice import MultipleChoice, compare_choices
+from lora_dpo.evaluation.multiple_choice import MultipleChoice, answers_of, compare_choices
 from lora_dpo.evaluation.outcomes import Outcome
 from lora_dpo.evaluation.perplexity import PLAIN_TEXT, perplexity, read_text
 from lora_dpo.evaluation.policies import Policies
-from lora_dpo.evaluation.preference import Preference, score_pairs
-from lora_dpo.evaluation.prompts import PromptStyle
+from lora_dpo.evaluation.preference import Preference, pair_scores, questions_of
+from lora_dpo.evaluation.prompts import PromptStyle, encode
+from lora_dpo.evaluation.scoring import score_both
 from lora_dpo.evaluation.work import Work
 from lora_dpo.recipe.schema import Recipe
 
@@ -107,9 +108,12 @@ def evaluate(work: Work, subject: Subject, recipe: Recipe, style: PromptStyle = 
         style: How multiple-choice questions are put.
     """
     options, seed = recipe.evaluation, recipe.run.seed
-    policies, encoder, batch_size = subject.policies, subject.encoder, recipe.evaluation.batch_size
-    scores = score_pairs(work, policies, subject.pairs, batch_size=batch_size) if subject.pairs else None
-    choices = compare_choices(work, policies, encoder, subject.questions, style, batch_size=batch_size)
+    policies, encoder = subject.policies, subject.encoder
+    asked = [encode(style, encoder, question.prompt, answers_of(question)) for question in subject.questions]
+    # Put as a chat, pairs are made of the answers that are asked for, so questions come first: as whole trees.
+    found = score_both(work, policies, [*asked, *questions_of(subject.pairs)], batch_size=options.batch_size)
+    scores = pair_scores(subject.pairs, found) if subject.pairs else None
+    choices = compare_choices(subject.questions, asked, found)
     written = generation.write(work, policies, encoder, subject.pairs, options, seed=seed)
     by_group = {question.group: question for question in subject.questions}
     return Measured(

@@ -80,9 +80,15 @@ class Tasks:
 
     def key(self, name: str) -> str:
         """Returns what the numbers of a task depend on, besides the model: its definition and its documents."""
-        tasks = [task for each in self.built[name] for task in (each.get_all_tasks() if _is_group(each) else [each])]
-        content = [[task.dump_config(), list(islice(task.eval_docs, self.limit))] for task in tasks]
+        content = [[task.dump_config(), list(islice(task.eval_docs, self.limit))] for task in self._leaves(name)]
         return name_of(_package(), name, self.limit, json.dumps(content, sort_keys=True, default=str))
+
+    def fewest(self, name: str) -> int:
+        """Returns the number of documents of the smallest task that a name stands for."""
+        return min(len(list(islice(task.eval_docs, self.limit))) for task in self._leaves(name))
+
+    def _leaves(self, name: str) -> list[Task]:
+        return [task for each in self.built[name] for task in (each.get_all_tasks() if _is_group(each) else [each])]
 
 
 def read_tasks(names: Sequence[str], folder: Path | None, limit: int | None) -> Tasks:
@@ -152,10 +158,11 @@ class _Runner:
     def _rows(self, name: str) -> list[dict[str, Any]]:
         from lm_eval import simple_evaluate
 
+        shared = self.tasks.fewest(name) >= PartialState().num_processes  # the harness fails where a process has none
         while True:
             try:
                 found = simple_evaluate(
-                    model=_wrapped(self.model, self.tokenizer, self.batch_size),
+                    model=_wrapped(self.model, self.tokenizer, self.batch_size, shared=shared),
                     tasks=self.tasks.built[name],
                     task_manager=self.tasks.manager,  # else it would list all tasks again
                     limit=self.tasks.limit,
@@ -170,8 +177,8 @@ class _Runner:
             return broadcast_object_list([rows])[0] if self.work.together else rows
 
 
-def _wrapped(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> LM:
-    """Returns a loaded model as the harness takes it, known to all processes."""
+def _wrapped(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int, *, shared: bool) -> LM:
+    """Returns a loaded model as the harness takes it; if `shared`, the processes divide the documents."""
     from lm_eval.models.huggingface import HFLM
 
     state = PartialState()
@@ -179,8 +186,8 @@ def _wrapped(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, batch_s
     class Shared(HFLM):
         """By itself the harness takes a loaded model for that of a single process, and fills logs with bars."""
 
-        rank = property(lambda self: state.process_index)
-        world_size = property(lambda self: state.num_processes)
+        rank = property(lambda self: state.process_index if shared else 0)
+        world_size = property(lambda self: state.num_processes if shared else 1)
 
         def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
             return gather(tensor)

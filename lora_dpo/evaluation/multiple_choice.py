@@ -21,11 +21,9 @@ from scipy.special import logsumexp
 
 from lora_dpo.data.chat import TurnEncoder
 from lora_dpo.data.question import Question
-from lora_dpo.evaluation.policies import Policies
-from lora_dpo.evaluation.prompts import PromptStyle, encode, render
-from lora_dpo.evaluation.scoring import score_questions
+from lora_dpo.evaluation.prompts import PromptStyle, render
+from lora_dpo.evaluation.scoring import Scored, Scores
 from lora_dpo.evaluation.statistics import Comparison, compare
-from lora_dpo.evaluation.work import Work
 
 METRICS = ("mc0", "mc1", "mc2")
 VERSION = "MC0 of January 2025; MC1 and MC2 of 2021"
@@ -52,31 +50,15 @@ class Choice:
     favourites: tuple[str, str]
 
 
-def compare_choices(
-    work: Work,
-    policies: Policies,
-    encoder: TurnEncoder,
-    questions: Sequence[Question],
-    style: PromptStyle,
-    *,
-    batch_size: int,
-) -> list[Choice]:
-    """Scores all answers of all questions, before and after.
+def compare_choices(questions: Sequence[Question], asked: Sequence[Sequence[Scored]], scores: Scores) -> list[Choice]:
+    """Returns each question's metrics.
 
     Args:
-        work: How the forward passes are carried out.
-        policies: The two policies.
-        encoder: The model's template and tokenizer.
         questions: Held-out questions.
-        style: How they are put.
-        batch_size: Without trees, sequences a forward pass.
+        asked: Of each question, its prompt and each of `answers_of` it, as they were put.
+        scores: What `score_both` found of them.
     """
-    asked = [encode(style, encoder, question.prompt, answers_of(question)) for question in questions]
-    found = []
-    for policy, when in ((policies.before, "before"), (policies.after, "after")):
-        with policy() as model:
-            found.append(score_questions(work, model, asked, f"multiple choice, {when}", batch_size=batch_size))
-    return [_choice(*parts) for parts in zip(questions, *found, strict=True)]
+    return [_choice(question, *scores.of(own)) for question, own in zip(questions, asked, strict=True)]
 
 
 def _choice(question: Question, before: Sequence[float], after: Sequence[float]) -> Choice:

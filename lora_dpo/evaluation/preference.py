@@ -21,10 +21,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from lora_dpo.data.chat import TokenisedPair
-from lora_dpo.evaluation.policies import Policies
-from lora_dpo.evaluation.scoring import Scored, score_questions
+from lora_dpo.evaluation.scoring import Scored, Scores
 from lora_dpo.evaluation.statistics import Comparison, compare, interval
-from lora_dpo.evaluation.work import Work
 
 _BINS = 10
 
@@ -84,36 +82,30 @@ class PairScores:
         return np.bincount(self.groups, values) / np.bincount(self.groups)
 
 
-def score_pairs(work: Work, policies: Policies, pairs: Sequence[TokenisedPair], *, batch_size: int) -> PairScores:
-    """Scores pairs before and after; an answer that stands in several pairs of a question is scored once.
+def questions_of(pairs: Sequence[TokenisedPair]) -> list[list[Scored]]:
+    """Returns the sequences of each question's pairs, for `score_both`."""
+    questions: dict[str, list[Scored]] = {}
+    for pair in pairs:
+        questions.setdefault(pair.pair.group, []).extend(_sequences(pair))
+    return list(questions.values())
+
+
+def pair_scores(pairs: Sequence[TokenisedPair], scores: Scores) -> PairScores:
+    """Returns the pairs' log-probabilities.
 
     Args:
-        work: How the forward passes are carried out.
-        policies: The two policies.
-        pairs: Held-out pairs.
-        batch_size: Without trees, sequences a forward pass.
+        pairs: Held-out pairs, one at least.
+        scores: What `score_both` found of them.
     """
     number = {group: place for place, group in enumerate(dict.fromkeys(pair.pair.group for pair in pairs))}
-    groups = np.array([number[pair.pair.group] for pair in pairs])
-    both = [[(pair.prompt_ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids)] for pair in pairs]
-    questions: list[dict[tuple, Scored]] = [{} for _ in number]
-    for group, sequences in zip(groups, both, strict=True):
-        questions[group].update({_key(sequence): sequence for sequence in sequences})
-    found = []
-    for policy, what in ((policies.before, "held-out pairs, before"), (policies.after, "held-out pairs, after")):
-        with policy() as model:
-            asked = [list(question.values()) for question in questions]
-            scores = score_questions(work, model, asked, what, batch_size=batch_size)
-        known = [dict(zip(question, part, strict=True)) for question, part in zip(questions, scores, strict=True)]
-        found.append(
-            np.array([[known[group][_key(part)] for part in ab] for group, ab in zip(groups, both, strict=True)])
-        )
-    tokens = np.array([[len(completion) for _, completion in sequences] for sequences in both])
-    return PairScores(*found, tokens, groups)
+    both = zip(*(scores.of(_sequences(pair)) for pair in pairs), strict=True)
+    before, after = (np.array(values) for values in both)
+    tokens = np.array([[len(completion) for _, completion in _sequences(pair)] for pair in pairs])
+    return PairScores(before, after, tokens, np.array([number[pair.pair.group] for pair in pairs]))
 
 
-def _key(sequence: Scored) -> tuple:
-    return tuple(map(tuple, sequence))
+def _sequences(pair: TokenisedPair) -> list[Scored]:
+    return [(pair.prompt_ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids)]
 
 
 def summarise(scores: PairScores, *, beta: float, seed: int) -> Preference:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
+from lora_dpo.evaluation.policies import Policies
 from lora_dpo.evaluation.work import Work
 from lora_dpo.tree.collate import scored_tree
 from lora_dpo.tree.hf import takes_trees
@@ -21,6 +23,50 @@ _QUESTIONS = 32
 
 Scored = tuple[list[int], list[int]]
 """Prompt and completion, as token ids."""
+_Key = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities of sequences before and after, in nats."""
+
+    before: dict[_Key, float]
+    after: dict[_Key, float]
+
+    def of(self, sequences: Sequence[Scored]) -> tuple[list[float], list[float]]:
+        """Returns the log-probabilities of these sequences, before and after."""
+        keys = [_key(sequence) for sequence in sequences]
+        return [self.before[key] for key in keys], [self.after[key] for key in keys]
+
+
+def score_both(work: Work, policies: Policies, questions: Sequence[Sequence[Scored]], *, batch_size: int) -> Scores:
+    """Scores sequences before and after; one that stands in a question twice, or in two, is scored once.
+
+    Args:
+        work: How the forward passes are carried out.
+        policies: The two policies.
+        questions: Of each question, prompt and completion of its sequences, as token ids.
+        batch_size: Without trees, sequences a forward pass at most.
+    """
+    seen: set[_Key] = set()
+    distinct = []
+    for question in questions:
+        own = {_key(sequence): sequence for sequence in question if _key(sequence) not in seen}
+        seen |= own.keys()
+        if own:
+            distinct.append(own)
+    found: list[dict[_Key, float]] = []
+    for policy, what in ((policies.before, "scoring answers, before"), (policies.after, "scoring answers, after")):
+        with policy() as model:
+            scores = score_questions(work, model, [list(own.values()) for own in distinct], what, batch_size=batch_size)
+        parts = zip(distinct, scores, strict=True)
+        found.append({key: value for own, part in parts for key, value in zip(own, part, strict=True)})
+    return Scores(*found)
+
+
+def _key(sequence: Scored) -> _Key:
+    prompt, completion = sequence
+    return tuple(prompt), tuple(completion)
 
 
 def score_questions(

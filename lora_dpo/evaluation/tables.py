@@ -78,8 +78,7 @@ def _row(name: str, found: Mapping[str, Any], kind: str) -> Row:
     low, high = found["ci95"]
     levels = [_FORMATS[kind].format(found[when]) for when in ("before", "after")]
     interval = f"{_change(low, kind)} to {_change(high, kind)}"
-    change = f"{_change(found['difference'], kind)}{' points' * (kind == 'share')}"
-    return Row(name, *levels, change, interval, f"{found['p']:.4f}")
+    return Row(name, *levels, _change(found["difference"], kind), interval, f"{found['p']:.4f}")
 
 
 def _change(value: float, kind: str) -> str:
@@ -156,7 +155,7 @@ def counts(report: Mapping[str, Any]) -> str:
         parts.append(f"{report['preference']['n_pairs']} pairs of {report['preference']['n_groups']} questions")
     if report["generation"]:
         parts.append(f"{report['generation']['n']} answers")
-    return "held out: " + "; ".join(parts)
+    return "held out: " + "; ".join(parts) + "; changes of shares in points"
 
 
 def _judges(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -12,9 +12,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lora_dpo.console import err
+from lora_dpo.console import SECONDS_BETWEEN_LINES, err
 
-_SECONDS_BETWEEN_LINES = 10.0
 _NOT_METRICS = {"total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
 
 
@@ -122,7 +121,7 @@ class TrainingLog(TrainerCallback):
         elif entry["phase"] == "eval":
             err.print(f"step {state.global_step}/{state.max_steps}  validation: {_numbers(entry)}", soft_wrap=True)
         elif time.monotonic() >= self._line_due or state.global_step == state.max_steps:
-            self._line_due = time.monotonic() + _SECONDS_BETWEEN_LINES
+            self._line_due = time.monotonic() + SECONDS_BETWEEN_LINES
             left = self._clock.seconds_left(state.global_step, state.max_steps)
             line = f"step {state.global_step}/{state.max_steps}  {_numbers(entry)}  {_clock_text(left)} left"
             err.print(line, soft_wrap=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.alike import assert_alike
 from tests.distributed.runs import MODES, SmallRun
 from tests.machine import needs_deepspeed
 from tests.process import lora_dpo
@@ -16,14 +16,6 @@ from tests.process import lora_dpo
 pytestmark = pytest.mark.slow
 
 MEASURED = ("multiple_choice", "preference", "generation", "cost")
-
-
-def numbers(value: Any, path: str = "") -> dict[str, Any]:
-    """Returns the leaves of a report by their path."""
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if parts is None:
-        return {path: value}
-    return {name: leaf for key, part in parts for name, leaf in numbers(part, f"{path}.{key}").items()}
 
 
 @pytest.mark.parametrize("name", ["ddp", pytest.param("zero3", marks=needs_deepspeed)])
@@ -41,7 +33,5 @@ def test_two_processes_measure_what_one_does(name: str, tiny_models, tmp_path: P
     assert alone.returncode == 0, alone.stderr
     again = json.loads(alone.stdout)
     assert together["multiple_choice"]["mc2"]["n"] == 12
-    assert numbers([together[part] for part in MEASURED]) == pytest.approx(
-        numbers([again[part] for part in MEASURED]), rel=1e-3, abs=1e-4
-    )
+    assert_alike([together[part] for part in MEASURED], [again[part] for part in MEASURED])
     assert together["samples"] == again["samples"]

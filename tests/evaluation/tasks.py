@@ -36,6 +36,7 @@ doc_to_target: label
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """,
 }
+_LONELY = _TASKS["facts"].replace("task: facts", "task: lonely")
 _LOST = """
 task: lost
 dataset_path: no-such-org/no-such-data
@@ -49,21 +50,23 @@ COUNT = 20
 
 
 def write_tasks(folder: Path) -> Path:
-    """Writes the tasks `facts`, `words`, `unsafe` and `lost` (whose data is nowhere), and the group `both`."""
+    """Writes tasks, and the group `both`; `lonely` has one document, the data of `lost` is nowhere."""
     folder.mkdir()
     data = folder / "questions.jsonl"
     write_questions(data)
     for name, text in _TASKS.items():
         (folder / f"{name}.yaml").write_text((text + _COMMON).format(data=data))
+    write_questions(folder / "one.jsonl", count=1)
+    (folder / "lonely.yaml").write_text((_LONELY + _COMMON).format(data=folder / "one.jsonl"))
     (folder / "lost.yaml").write_text(_LOST)
     (folder / "both.yaml").write_text("group: both\ntask: [facts, words]\n")
     return folder
 
 
-def write_questions(file: Path, shift: int = 0) -> None:
+def write_questions(file: Path, shift: int = 0, count: int = COUNT) -> None:
     """Writes questions with three answers each; `shift` makes others of them."""
     rows = [
         {"question": f"What is {n} and {n}?", "choices": [f"{2 * n}", f"{n}", "none of it"], "label": n % 3}
-        for n in range(shift, shift + COUNT)
+        for n in range(shift, shift + count)
     ]
     file.write_text("\n".join(map(json.dumps, rows)))

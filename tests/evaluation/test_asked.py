@@ -8,6 +8,7 @@ import pytest
 from lora_dpo.errors import UserError
 from lora_dpo.evaluation.asked import Asked, ask
 from tests.evaluation.folders import adapter, made, model
+from tests.machine import read_only
 
 
 @pytest.fixture(autouse=True)
@@ -92,4 +93,11 @@ def test_a_run_is_not_overwritten() -> None:
         with pytest.raises(UserError, match="runs/small is a run, so it cannot hold the results of something else"):
             ask(word, data=data, output="runs/small")
     with pytest.raises(UserError, match=r"facts\.jsonl is a file, so it cannot become a folder of results"):
-        ask("tuned", data="facts.jsonl", output="facts.jsonl")
+        ask("tuned", data="facts.jsonl", output="facts.jsonl/below")
+
+
+def test_a_run_of_somebody_else_needs_another_folder() -> None:
+    with read_only(Path("runs/small")):
+        with pytest.raises(UserError, match=r"runs/small may not be written to\.\n.*--output FOLDER"):
+            ask("runs/small")
+        assert ask("runs/small", output="mine").output.path == Path("mine")

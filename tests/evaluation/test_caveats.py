@@ -46,8 +46,17 @@ def test_forgetting(after: float, count: int) -> None:
     assert all("perplexity +5.5 %" in one for one in said)
 
 
-@pytest.mark.parametrize(("after", "low", "count"), [(20.0, 1.0, 1), (20.0, -1.0, 0), (11.0, 1.0, 0)])
-def test_longer_answers(after: float, low: float, count: int) -> None:
-    tokens = comparison(10.0, after, (low, 15.0))
-    found = {**NOTHING, "generation": {**GENERATION, "greedy": {"tokens": tokens}}}
-    assert len(list(caveats_of_result(found))) == count
+@pytest.mark.parametrize(
+    ("after", "ci95", "said"),
+    [
+        (20.0, (1.0, 15.0), "Answers became much longer"),
+        (20.0, (-1.0, 15.0), None),
+        (11.0, (0.5, 1.5), None),
+        (5.0, (-7.0, -1.0), "Answers became much shorter"),
+        (5.0, (-7.0, 1.0), None),
+    ],
+)
+def test_answers_of_another_length(after: float, ci95: tuple[float, float], said: str | None) -> None:
+    tokens = comparison(10.0, after, ci95)
+    found = list(caveats_of_result({**NOTHING, "generation": {**GENERATION, "greedy": {"tokens": tokens}}}))
+    assert [caveat.partition(";")[0] for caveat in found] == ([] if said is None else [said])

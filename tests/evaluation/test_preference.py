@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 from lora_dpo.data.chat import TokenisedPair
 from lora_dpo.data.pair import Pair, user
 from lora_dpo.evaluation.policies import Policies
-from lora_dpo.evaluation.preference import PairScores, calibration, score_pairs, summarise
+from lora_dpo.evaluation.preference import PairScores, calibration, pair_scores, questions_of, summarise
+from lora_dpo.evaluation.scoring import score_both
 from lora_dpo.evaluation.work import Work
 
 
@@ -90,12 +91,16 @@ def expected_margins(model: torch.nn.Module) -> list[float]:
     return [log_prob(model, p.prompt_ids, p.chosen_ids) - log_prob(model, p.prompt_ids, p.rejected_ids) for p in PAIRS]
 
 
+def scored(policies: Policies, *, batch_size: int) -> PairScores:
+    return pair_scores(PAIRS, score_both(Work(), policies, questions_of(PAIRS), batch_size=batch_size))
+
+
 def margins(found: PairScores) -> list[list[float]]:
     return [(part[:, 0] - part[:, 1]).tolist() for part in (found.before, found.after)]
 
 
 def test_before_is_the_base_model_and_after_is_not(base: torch.nn.Module, tuned: torch.nn.Module) -> None:
-    found = score_pairs(Work(), Policies(tuned), PAIRS, batch_size=2)
+    found = scored(Policies(tuned), batch_size=2)
     before, after = margins(found)
     tuned.eval()
     assert before == pytest.approx(expected_margins(base), abs=1e-4)
@@ -111,12 +116,12 @@ def test_an_answer_of_several_pairs_is_scored_once(base: torch.nn.Module) -> Non
     base.register_forward_pre_hook(
         lambda module, args, kwargs: rows.append(kwargs["input_ids"].size(0)), with_kwargs=True
     )
-    score_pairs(Work(), Policies(base, base), PAIRS, batch_size=100)
+    scored(Policies(base, base), batch_size=100)
     assert sum(rows) == 2 * 5  # of 8: [30, 31] is in two pairs, [70] stands three times
 
 
 def test_before_of_a_whole_model_is_the_given_one(base: torch.nn.Module, tuned: torch.nn.Module) -> None:
-    before, after = margins(score_pairs(Work(), Policies(tuned.merge_and_unload(), base), PAIRS, batch_size=2))
+    before, after = margins(scored(Policies(tuned.merge_and_unload(), base), batch_size=2))
     assert before == pytest.approx(expected_margins(base), abs=1e-4)
     assert abs(after[0] - before[0]) > 0.1
 

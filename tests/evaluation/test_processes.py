@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lora_dpo.evaluation.work import Work
+from tests.alike import assert_alike
 from tests.conftest import REPOSITORY
 from tests.evaluation.judges.models import save_encoder
 from tests.evaluation.measure_small import measure
 from tests.process import run_python
 
 pytestmark = pytest.mark.slow
-
-
-def assert_alike(found: Any, expected: Any) -> None:
-    """Compares what JSON keeps: words and tokens exactly, other numbers up to rounding."""
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for key in expected:
-            assert_alike(found[key], expected[key])
-    elif isinstance(expected, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_alike(one, other)
-    else:
-        assert found == (pytest.approx(expected, rel=1e-4, abs=1e-5) if isinstance(expected, float) else expected)
 
 
 def test_two_processes_find_what_one_finds(tiny_models, tmp_path: Path) -> None:

@@ -125,14 +125,14 @@ def test_markdown(report: Report) -> None:
     table = lines.index("|  | before | after | change | 95 % interval | p |")
     assert lines[table + 1 : table + 12] == [
         "|---|--:|--:|--:|--:|--:|",
-        "| MC1 | 25.0% | 50.0% | +25.0 points | -10.0 to +60.0 | 0.0125 |",
-        "| MC2 | 30.0% | 40.0% | +10.0 points | +5.0 to +15.0 | 0.0125 |",
-        "| preference accuracy | 50.0% | 87.5% | +37.5 points | +12.5 to +50.0 | 0.0125 |",
-        "| accuracy per token | 50.0% | 50.0% | +0.0 points | +0.0 to +0.0 | 0.0125 |",
+        "| MC1 | 25.0% | 50.0% | +25.0 | -10.0 to +60.0 | 0.0125 |",
+        "| MC2 | 30.0% | 40.0% | +10.0 | +5.0 to +15.0 | 0.0125 |",
+        "| preference accuracy | 50.0% | 87.5% | +37.5 | +12.5 to +50.0 | 0.0125 |",
+        "| accuracy per token | 50.0% | 50.0% | +0.0 | +0.0 to +0.0 | 0.0125 |",
         "| margin, nats | -1.25 | +2.00 | +3.25 | +1.00 to +5.50 | 0.0125 |",
         "| answer's tokens | 12.5 | 10.0 | -2.50 | -5.00 to +0.00 | 0.0125 |",
         *(
-            f"| {name} | 25.0% | 50.0% | +25.0 points | +0.0 to +50.0 | 0.0125 |"
+            f"| {name} | 25.0% | 50.0% | +25.0 | +0.0 to +50.0 | 0.0125 |"
             for name in ("repetition", "refusals", "ended by itself")
         ),
         "| judge judge | -0.100 | +0.200 | +0.300 | +0.100 to +0.500 | 0.0125 |",
@@ -143,7 +143,7 @@ def test_markdown(report: Report) -> None:
         "- Judge judge agrees with people on 75.0% of 1,234 labelled answers (always saying the same: 60.0%); by it "
     )
     assert f"{judged}3 answers became better, 0 worse, 1 neither." in lines
-    counts = "Held out: 4 questions, put as the benchmark does; 5 pairs of 4 questions; 2 answers. MC0: "
+    counts = "Held out: 4 questions, put as the benchmark does; 5 pairs of 4 questions; 2 answers; "
     assert any(line.startswith(counts) for line in lines)
     prompt = lines.index("Multiple choice (of today), the first prompt:")
     assert lines[prompt + 2 : prompt + 4] == ["    Q: Why?", "    A:"]
@@ -184,7 +184,7 @@ def test_printed(report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         print_report(report.as_json(), run)
     text = (tmp_path / "shown").read_text()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.count("│") == 7]
-    assert ["preference accuracy", "50.0%", "87.5%", "+37.5 points", "+12.5 to +50.0", "0.0125"] in rows
+    assert ["preference accuracy", "50.0%", "87.5%", "+37.5", "+12.5 to +50.0", "0.0125"] in rows
     assert ["margin, nats", "-1.25", "+2.00", "+3.25", "+1.00 to +5.50", "0.0125"] in rows
     assert "Really [b]why[/b]?" in text
     assert "- Mind [this]." in text

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from trl.trainer.utils import add_fused_lm_head
 
 from lora_dpo.evaluation import scoring
-from lora_dpo.evaluation.scoring import score
+from lora_dpo.evaluation.scoring import score, score_both
+from lora_dpo.evaluation.work import Work
 from lora_dpo.model.base import load_model
 from lora_dpo.recipe.schema import ModelSection
 from lora_dpo.tree.hf import teach_trees
+from tests.evaluation.models import tiny_policies
 from tests.tiny import ARCHITECTURES
 
 LENGTHS = [(3, 2), (1, 1), (20, 9), (7, 30), (12, 1), (2, 5)]  # prompt and completion; some past Gemma-2's window of 16
@@ -116,3 +120,17 @@ def test_one_sequence_larger_than_the_bound_is_still_scored(model_of, monkeypatc
     given = sequences(model.config.vocab_size)[:2]
     expected = [one_token_at_a_time(model, *sequence) for sequence in given]
     assert score(model, given, 8).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_sequence_of_two_questions_is_scored_once_before_and_once_after(tiny_models, tmp_path: Path) -> None:
+    policies, _ = tiny_policies(tiny_models("llama"))
+    one, two, three = sequences(50)[:3]
+    found = score_both(Work(tmp_path), policies, [[one, two, one], [two, three], [two]], batch_size=8)
+    before, after = found.of([three, one, two])
+    assert before != after
+    for policy, values in ((policies.before, before), (policies.after, after)):
+        with policy() as model:
+            assert values == pytest.approx([one_token_at_a_time(model, *each) for each in (three, one, two)], abs=1e-4)
+    for when in ("before", "after"):
+        lines = (tmp_path / f"scoring-answers-{when}.0.jsonl").read_text().strip().split("\n")
+        assert sorted(len(json.loads(line)[1]) for line in lines) == [1, 2]  # scores of the first two questions
