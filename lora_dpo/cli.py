@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -28,6 +29,7 @@ Overrides = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of this name.")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Processes; one a GPU if not given, one without GPUs.")]
+_DTYPES = {"auto": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the command, but do not run it.")]
 
 
@@ -220,6 +222,57 @@ def evaluate(
     words += [word for name, value in options.items() if value is not None for word in (name, str(value))]
     words += ["--json"] * as_json + ["--debug"] * bool(context.obj)
     _evaluate(words, processes)
+
+
+@app.command(
+    epilog=_examples(
+        "lora-dpo merge runs/quickstart -o merged",
+        "lora-dpo merge first-adapter me/second-adapter -o merged --dtype bf16 --base me/my-base",
+        "lora-dpo merge runs/gemma2_9b_truthfulqa_qlora -o merged --onto auto --gguf",
+    )
+)
+def merge(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="RUN|ADAPTER...", help="Runs, adapter folders or Hub ids, in order.")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Where the model goes.")],
+    dtype: Annotated[
+        Literal["auto", "bf16", "fp16", "fp32"],
+        typer.Option(help="Precision of the weights; auto leaves each tensor in the base's."),
+    ] = "auto",
+    onto: Annotated[
+        Literal["auto", "full", "quantized"],
+        typer.Option(help="For QLoRA: the base as it is, or as 4 bits leave it; auto measures which is nearer."),
+    ] = "auto",
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The base model, if it is not where the adapter says.")
+    ] = None,
+    gguf: Annotated[bool, typer.Option("--gguf", help="Print llama.cpp's command for a GGUF file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Merge adapters into their base, shard by shard, and check that the result is the model that was trained."""
+    load_token()
+    from lora_dpo.merging.merge import Request
+    from lora_dpo.merging.merge import merge as run_merge
+    from lora_dpo.merging.report import gguf_command, print_merge
+
+    folder = Path(output).expanduser()
+    report = run_merge(Request(sources, folder, _DTYPES[dtype], None if onto == "auto" else onto, base))
+    out.print_json(json.dumps(report)) if as_json else print_merge(report, folder)
+    if gguf:
+        note(gguf_command(report, folder))
+
+
+@app.command(epilog=_examples("lora-dpo show runs/quickstart", "lora-dpo show merged --json"))
+def show(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Run, adapter or model: a folder, or a Hub id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole record as JSON.")] = False,
+) -> None:
+    """Show what an adapter or a model was made of: its base, the adapters before it, data, versions, and hashes."""
+    from lora_dpo.model.ancestry import ancestry, find_record
+
+    place, record = find_record(path)
+    out.print_json(json.dumps(record)) if as_json else out.print(ancestry(place, record))
 
 
 @app.command(epilog=_examples("lora-dpo plot runs/quickstart"))

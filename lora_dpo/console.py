@@ -43,6 +43,7 @@ STOPPED_EXIT_CODE = 85
 T = TypeVar("T")
 
 _NOISE = {
+    "accelerate.big_modeling": "Some parameters are on the meta device",  # weights stay in their files on purpose
     "DeepSpeed": "Setting accelerator to CPU",  # at every import on a machine without a GPU
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",  # an optional faster kernel
 }

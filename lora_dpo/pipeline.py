@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,7 +24,8 @@ from lora_dpo.evaluation.policies import Policies
 from lora_dpo.evaluation.report import Report, print_report, show_finished, write_report
 from lora_dpo.evaluation.work import Work, kept_values
 from lora_dpo.files import partial_path, replace_folder, write_json
-from lora_dpo.model.base_record import write_base_record
+from lora_dpo.model.hashes import weights_hash
+from lora_dpo.model.record import write_record
 from lora_dpo.preparation import AnyTrainer, Loaded, Setting, check_launch, load, make_trainer, prepare_setting
 from lora_dpo.recipe.loading import to_yaml
 from lora_dpo.recipe.reference import check_reference_is_kept
@@ -34,7 +34,7 @@ from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.agreement import from_first, largest, on_first
 from lora_dpo.training.checkpoints import Checkpoint, Checkpoints
 from lora_dpo.training.progress import TrainingLog
-from lora_dpo.training.provenance import provenance
+from lora_dpo.training.provenance import provenance, trained_record
 from lora_dpo.training.reference import ReferenceCache, fill_reference
 from lora_dpo.training.resumable import Session
 from lora_dpo.training.resume import find_start, open_run, origin_of, write_provenance
@@ -146,14 +146,14 @@ def _train(
     _leave_if(trainer.stopped_by or stop.asked(), stop)  # it may have come too late for the last step
     target = run.model if recipe.adapter.method == "full" else run.adapter
     save_policy(trainer, partial_path(target), setting.tokenizer, loaded.below)
-    on_first(lambda: _put_in_place(run, target))
+    on_first(lambda: _put_in_place(run, recipe, target))
     return trainer
 
 
-def _put_in_place(run: RunFolder, target: Path) -> None:
-    """Renames what was trained to its place, with a word on its base, which it keeps wherever it is copied to."""
-    known = json.loads(run.provenance.read_text(encoding="utf-8"))
-    write_base_record(partial_path(target), known["model"])
+def _put_in_place(run: RunFolder, recipe: Recipe, target: Path) -> None:
+    """Renames what was trained to its place, with the record that it keeps wherever it is copied to."""
+    own = {"weights_sha256": weights_hash(str(partial_path(target)), None)}
+    write_record(partial_path(target), trained_record(run, recipe) | own)
     replace_folder(partial_path(target), target)
 
 
@@ -173,7 +173,8 @@ def _leave_if(asked: int, stop: StopRequests) -> None:
 
 def _write_what_is_known(run: RunFolder, setting: Setting, loaded: Loaded, start: Checkpoint | None) -> None:
     setting.prepared.write(run.data)
-    write_provenance(run, provenance(setting.recipe, setting.plan, setting.prepared.summary(), loaded.model), start)
+    known = provenance(setting.recipe, setting.plan, setting.prepared.summary(), loaded.model, setting.tokenizer)
+    write_provenance(run, known, start)
 
 
 def _evaluate(run: RunFolder, setting: Setting, trainer: AnyTrainer, origin: dict[str, str | None]) -> Report:

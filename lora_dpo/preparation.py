@@ -18,10 +18,12 @@ from lora_dpo.data.learnt import check_not_learnt
 from lora_dpo.errors import UserError
 from lora_dpo.model.adapter import continue_adapter, lora_config, merge_adapter
 from lora_dpo.model.base import load_model, load_tokenizer, resolve
+from lora_dpo.model.lineage import check_lineage, identify
 from lora_dpo.model.stacked import Update
 from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.schema import ModelSection, Recipe
 from lora_dpo.recipe.stages import check_sft_is_done
+from lora_dpo.training.agreement import on_first
 from lora_dpo.training.arguments import training_arguments
 from lora_dpo.training.batching import plan_steps
 from lora_dpo.training.checkpoints import Checkpoint
@@ -117,7 +119,9 @@ def load(setting: Setting, arguments: DPOConfig | SFTConfig, world: World, start
     Raises:
         UserError: Model or adapter cannot be loaded, or do not fit the recipe.
     """
-    recipe = setting.recipe
+    recipe, start_from = setting.recipe, setting.recipe.adapter.init_from
+    if start_from is not None:
+        on_first(lambda: check_lineage(start_from, identify(recipe.model, setting.tokenizer)))
     section = _as_trained(recipe)
     if recipe.adapter.method == "full" and start is not None:  # its weights are in no adapter that is loaded later
         section = section.model_copy(update={"name": str(start.path), "revision": None})
@@ -125,10 +129,9 @@ def load(setting: Setting, arguments: DPOConfig | SFTConfig, world: World, start
     model.config._name_or_path = resolve(recipe.model)  # what the run began with, whatever was loaded
     _check_positions(setting, model)
     peft_config = below = None
-    begins_with_adapter = recipe.adapter.init_from is not None
-    if begins_with_adapter and recipe.adapter.init_mode == "continue":
+    if start_from is not None and recipe.adapter.init_mode == "continue":
         model = continue_adapter(recipe.adapter, model)
-    elif begins_with_adapter:
+    elif start_from is not None:
         model, below = merge_adapter(recipe.adapter, model)
     if recipe.adapter.method != "full" and not isinstance(model, PeftModel):
         peft_config = lora_config(recipe.adapter, model)

@@ -118,7 +118,7 @@ def test_what_is_known_is_not_computed_again(work: RunFolder, monkeypatch: pytes
     other.lm_head.weight.data.mul_(1.01)
     other.save_pretrained("base")
     AutoTokenizer.from_pretrained("copy").save_pretrained("base")
-    Path("copy/base_model.json").unlink()
+    Path("copy/provenance.json").unlink()
     with pytest.raises(pytest.fail.Exception, match="computed again"):  # another base is another reference
         main([*words, "--base", "base"])
 

@@ -91,18 +91,19 @@ def _train_folds(request: Request, recipe: Recipe) -> int:
         return 0
     run.check_free(recipe, overwrite=request.overwrite)
     writes = not (request.dry_run or request.reference_only)
-    if writes:
-        held = run.reopen(recipe) if run.is_run and not request.overwrite else run.create(recipe, overwrite=True)
-    folds, began = fold_overrides(recipe), False
+    folds, began, held = fold_overrides(recipe), False, None
     for number, words in enumerate(folds, start=1):
         overrides = (*request.overrides, *words)
         own = stage_recipe(load_recipe(request.recipe, overrides), request.stage)
         fold = RunFolder.of(own)
         if fold.is_finished(own) and not request.overwrite:
             err.print(f"Fold {number} of {len(folds)} is finished: {fold.path}", soft_wrap=True)
-            continue
-        err.print(f"Fold {number} of {len(folds)}:")
-        code = _start(request, own, overrides)
+            code = 0
+        else:
+            err.print(f"Fold {number} of {len(folds)}:")
+            code = _start(request, own, overrides)
+        if writes and held is None and fold.is_run:  # a fold that cannot begin leaves nothing behind
+            held = run.reopen(recipe) if run.is_run and not request.overwrite else run.create(recipe, overwrite=True)
         began = began or fold.has_begun or number > 1
         if code:
             if code == STOPPED_EXIT_CODE:
@@ -111,7 +112,6 @@ def _train_folds(request: Request, recipe: Recipe) -> int:
     if writes:
         pool_folds(recipe)
         run.discard_replaced()
-        held.release()
     return 0
 
 

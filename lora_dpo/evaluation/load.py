@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from accelerate import PartialState
@@ -11,15 +10,14 @@ from transformers import PreTrainedModel
 
 from lora_dpo.console import note
 from lora_dpo.data.chat import TurnEncoder
-from lora_dpo.errors import UserError
 from lora_dpo.evaluation.asked import Asked
 from lora_dpo.evaluation.evaluate import Subject, check_evaluation
 from lora_dpo.evaluation.held_out import UNKNOWN_TRAINING, HeldOut, other_data, own_data
 from lora_dpo.evaluation.policies import Policies
 from lora_dpo.model.adapter import adapter_folder, load_adapter
 from lora_dpo.model.base import load_model, load_tokenizer, resolve
-from lora_dpo.model.base_record import recorded_base_hash
 from lora_dpo.model.hashes import weights_hash
+from lora_dpo.model.lineage import check_lineage, identify
 from lora_dpo.model.same_tokenizer import check_same_tokenizer
 from lora_dpo.tree.hf import score_over_trees
 
@@ -48,8 +46,9 @@ def load(asked: Asked) -> Loaded:
             test set cannot be read, or was trained on.
     """
     recipe = asked.recipe
-    _check_base(asked)
     tokenizer = load_tokenizer(recipe.model)
+    whose = asked.named.place if asked.named.run is None else str(asked.named.run.path)
+    check_lineage(asked.named.place, identify(recipe.model, tokenizer), name=whose)
     encoder = TurnEncoder(tokenizer, recipe.model.template)
     check_same_tokenizer(tokenizer, recipe.model, asked.named.place, chats=encoder.style == "chat")
     if asked.data is not None:
@@ -67,22 +66,6 @@ def base_hash(asked: Asked) -> str | None:
     """Returns the hash of the base's weights as they are now; None where there are no files of them."""
     model = asked.recipe.model
     return weights_hash(resolve(model), model.revision)
-
-
-def _check_base(asked: Asked) -> None:
-    named, model = asked.named, asked.recipe.model
-    if named.run is not None:
-        known = json.loads(named.run.provenance.read_text(encoding="utf-8"))["model"]["weights_sha256"]
-    else:
-        known = recorded_base_hash(named.place)
-    found = base_hash(asked)
-    if known is not None and found is not None and known != found:
-        whose = named.place if named.run is None else named.run.path
-        raise UserError(
-            f"{model.name} is another model than the one that {whose} was trained on.",
-            why=f"The weights' hash is {found[:12]}; it was {known[:12]}.",
-            fix="Put the old one back, or name it; an adapter on another base is another model.",
-        )
 
 
 def _load_policies(asked: Asked) -> Policies:

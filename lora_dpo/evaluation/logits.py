@@ -18,10 +18,18 @@ _SOFTMAX_BYTES = 2**26
 """Bound on the float32 log-probabilities of several positions."""
 
 
-def bounded_batches(model: torch.nn.Module, sequences: Sequence[Completion]) -> list[list[int]]:
-    """Cuts sequences, longest first, into forward passes whose logits do not get too large."""
+def bounded_batches(
+    model: torch.nn.Module, sequences: Sequence[Completion], most_bytes: int = _LOGIT_BYTES
+) -> list[list[int]]:
+    """Cuts sequences, longest first, into forward passes whose logits do not get too large.
+
+    Args:
+        model: A causal language model.
+        sequences: The sequences.
+        most_bytes: Bound on the logits of a forward pass, where it is to be lower.
+    """
     vocabulary = model.config.get_text_config().vocab_size
-    return padded_batches(sequences, len(sequences), _LOGIT_BYTES // (4 * vocabulary))
+    return padded_batches(sequences, len(sequences), min(most_bytes, _LOGIT_BYTES) // (4 * vocabulary))
 
 
 def scored_logits(model: torch.nn.Module, sequences: Sequence[Completion]) -> Tensor:

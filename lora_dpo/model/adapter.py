@@ -101,12 +101,15 @@ def _check_holds_adapter(name: str) -> None:
         )
 
 
-def load_adapter(name: str, model: PreTrainedModel, *, is_trainable: bool = False) -> PeftModel:
+def load_adapter(
+    name: str, model: PreTrainedModel | PeftModel, *, label: str = "default", is_trainable: bool = False
+) -> PeftModel:
     """Puts an adapter on its base model.
 
     Args:
         name: Adapter folder, run folder or Hub id.
-        model: The base model.
+        model: The base model, or what an earlier call returned: then this is a further adapter, and not active yet.
+        label: What PEFT knows the adapter by.
         is_trainable: Whether it is to be trained further.
 
     Raises:
@@ -116,8 +119,14 @@ def load_adapter(name: str, model: PreTrainedModel, *, is_trainable: bool = Fals
     place = str(folder or name)
     try:
         with nullcontext() if folder else offline_unless_reachable():
-            loaded = PeftModel.from_pretrained(model, place, is_trainable=is_trainable)
-            odd = _without_counterpart(loaded, load_peft_weights(place, device="cpu"))
+            # What is not trained further needs no initial values.
+            options = {"is_trainable": is_trainable, "low_cpu_mem_usage": not is_trainable}
+            if isinstance(model, PeftModel):
+                model.load_adapter(place, label, **options)
+                loaded = model
+            else:
+                loaded = PeftModel.from_pretrained(model, place, label, **options)
+            odd = _without_counterpart(loaded, label, load_peft_weights(place, device="cpu"))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         explained = None if folder else explain_hub_error(error, name)
         raise explained or _does_not_fit(name, str(error).splitlines()[0]) from error
@@ -132,9 +141,9 @@ def adapter_folder(name: str) -> Path | None:
     return next((folder for folder in (path, path / "adapter") if (folder / "adapter_config.json").is_file()), None)
 
 
-def _without_counterpart(loaded: PeftModel, saved: Mapping[str, torch.Tensor]) -> list[str]:
+def _without_counterpart(loaded: PeftModel, label: str, saved: Mapping[str, torch.Tensor]) -> list[str]:
     """Returns the adapter's tensors that only the file or only the model has; PEFT itself would go on without them."""
-    expected = get_peft_model_state_dict(loaded, save_embedding_layers=False).keys()
+    expected = get_peft_model_state_dict(loaded, adapter_name=label, save_embedding_layers=False).keys()
     missing = [name for name in expected if name not in saved]
     return missing + [name for name in saved if name not in expected and "lora_" in name]
 

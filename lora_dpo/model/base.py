@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from lora_dpo.errors import UserError
 from lora_dpo.hub_errors import explain_hub_error, offline_unless_reachable
+from lora_dpo.model.four_bit import NF4, bitsandbytes
 from lora_dpo.model.gguf import dequantised
 from lora_dpo.model.location import locate
 from lora_dpo.model.precision import choose_attention, choose_dtype
@@ -71,18 +73,39 @@ def load_model(model: ModelSection, *, four_bit: bool = False) -> PreTrainedMode
         UserError: The model cannot be found or read, or bitsandbytes is not installed.
     """
     path = resolve(model)
-    dtype = choose_dtype(model.dtype)
-    options: dict[str, Any] = {**_hub_options(model), "dtype": dtype}
-    if four_bit:
-        options |= _four_bit_options(dtype)
-    config = load_config(path, model)
-    with loading(model.name):
-        if (attention := choose_attention(model, config, dtype)) is not None:
-            options["attn_implementation"] = attention
-        loaded = AutoModelForCausalLM.from_pretrained(path, **options)
+    options = _four_bit_options(choose_dtype(model.dtype)) if four_bit else {}
+    loaded = _load(path, model, load_config(path, model), options)
     if four_bit:
         _keep_differentiable(loaded)
     return loaded
+
+
+def load_on_disk(model: ModelSection, folder: Path, offload: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Loads a model whose weights stay in their files, from which Accelerate reads each when its module is called.
+
+    It is to be run in float32, whatever its weights are in.
+
+    Args:
+        model: The model, which says the configuration.
+        folder: Where the weights are.
+        offload: Folder for the few weights that Transformers changes while it loads them.
+        dtype: What the weights are in: Transformers would read all of them at once to change it.
+
+    Raises:
+        UserError: The model cannot be found or read.
+    """
+    section = model.model_copy(update={"dtype": "float32", "attention": "auto"})
+    config = load_config(resolve(model), model)
+    options = {"config": config, "device_map": {"": "disk"}, "offload_folder": str(offload), "dtype": dtype}
+    return _load(str(folder), section, config, options)
+
+
+def _load(path: str, model: ModelSection, config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+    dtype = choose_dtype(model.dtype)
+    with loading(model.name):
+        if (attention := choose_attention(model, config, dtype)) is not None:
+            options = {**options, "attn_implementation": attention}
+        return AutoModelForCausalLM.from_pretrained(path, **{**_hub_options(model), "dtype": dtype, **options})
 
 
 def load_config(path: str, model: ModelSection) -> PretrainedConfig:
@@ -110,18 +133,8 @@ def _hub_options(model: ModelSection) -> dict[str, Any]:
 
 
 def _four_bit_options(dtype: torch.dtype) -> dict[str, Any]:
-    try:
-        import bitsandbytes  # noqa: F401 - Transformers imports it much later, with a long traceback
-    except ImportError:
-        raise UserError(
-            "adapter.method qlora needs the package bitsandbytes.", fix="Run: pip install bitsandbytes"
-        ) from None
-    quantisation = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    bitsandbytes()  # Transformers imports it much later, with a long traceback
+    quantisation = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **NF4)
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
     return {"quantization_config": quantisation, "device_map": {"": device}}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,29 +31,52 @@ def weights_hash(path: str, revision: str | None, also: Sequence[str] = ()) -> s
     Returns:
         The hash, or None where no weight file is found.
     """
+    hashes = file_hashes(path, revision, also)
+    return None if hashes is None else hash_over(hashes)
+
+
+def hash_over(hashes: Mapping[str, str]) -> str:
+    """Returns one SHA-256 over files' names and hashes."""
+    whole = hashlib.sha256()
+    for name, digest in sorted(hashes.items()):
+        whole.update(f"{name} {digest}\n".encode())
+    return whole.hexdigest()
+
+
+def file_hashes(path: str, revision: str | None, also: Sequence[str] = ()) -> dict[str, str] | None:
+    """Returns the SHA-256 of each weight file of a model or an adapter, by name; see `weights_hash`."""
     folder = _folder(path, revision)
     weights = [file for pattern in _WEIGHTS for file in folder.glob(pattern)] if folder is not None else []
     if folder is None or not weights:
         return None
-    whole = hashlib.sha256()
     files = sorted({*weights, *(file for pattern in also for file in folder.glob(pattern))})
-    for file in tracked(files, "hashing the model's files"):
-        whole.update(f"{file.name} {file_hash(file)}\n".encode())
-    return whole.hexdigest()
+    return {file.name: file_hash(file) for file in tracked(files, "hashing the model's files")}
 
 
 def file_hash(file: Path) -> str:
-    """Returns a file's SHA-256.
+    """Returns a file's SHA-256. The Hub's cache names large files by their hash, so these are not read.
 
-    The Hub's cache names large files by their hash, so these are not read. Of others the hash is kept in lora-dpo's
-    cache, together with the file's size and times.
+    Args:
+        file: The file.
+    """
+    return hub_hash(file) or content_hash(file)
+
+
+def hub_hash(file: Path) -> str | None:
+    """Returns the hash that the Hub's cache names a large file by; None for other files."""
+    target = file.resolve()
+    return target.name if file.is_symlink() and len(target.name) == 64 else None
+
+
+def content_hash(file: Path) -> str:
+    """Returns the SHA-256 of what is in a file.
+
+    It is kept in lora-dpo's cache, together with the file's size and times.
 
     Args:
         file: The file.
     """
     target = file.resolve()
-    if file.is_symlink() and len(target.name) == 64:
-        return target.name
     stat = target.stat()
     state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
     memory = cache_folder() / "hashes" / f"{hashlib.sha256(str(target).encode()).hexdigest()}.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,26 @@ def find_file(place: str, name: str) -> Path | None:
         return None
     except (errors.HfHubHTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled) as error:
         raise explain_hub_error(error, place) or UserError(f"{place} is no name that the Hub could have.") from error
+
+
+def local_copy(hub_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Returns the folder with files of a Hub repository, which are fetched where they are not here.
+
+    Args:
+        hub_id: The repository.
+        revision: Branch, tag or commit; None is the default branch.
+        patterns: Which files, such as `*.safetensors`.
+
+    Raises:
+        UserError: There is no such repository, this token may not read it, or the Hub cannot be reached.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        with offline_unless_reachable():
+            return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
+    except (OSError, errors.HFValidationError) as error:
+        raise explain_hub_error(error, hub_id) or UserError(f"{hub_id} is no name that the Hub could have.") from error
 
 
 def _in_path(path: Path, name: str) -> Location:

@@ -35,7 +35,7 @@ def check_same_tokenizer(base: PreTrainedTokenizerBase, model: ModelSection, pla
     """
     if find_file(place, "tokenizer_config.json") is None:
         return
-    difference = _difference(base, _read(place, model), chats=chats)
+    difference = _difference(base, read_tokenizer(place, model), chats=chats)
     if difference is not None:
         template = "chat template" in difference
         raise UserError(
@@ -46,7 +46,16 @@ def check_same_tokenizer(base: PreTrainedTokenizerBase, model: ModelSection, pla
         )
 
 
-def _read(place: str, model: ModelSection) -> PreTrainedTokenizerBase:
+def read_tokenizer(place: str, model: ModelSection) -> PreTrainedTokenizerBase:
+    """Reads the tokenizer that lies beside an adapter or a model.
+
+    Args:
+        place: Local folder or Hub id.
+        model: The base.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     try:
         folder = Path(place).expanduser()
         if not folder.is_dir():  # by its Hub id it would not be read where an adapter has no config.json

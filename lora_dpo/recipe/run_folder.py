@@ -303,6 +303,10 @@ class RunFolder:
 
 
 def _of_no_run(file: Path) -> bool:
-    """Returns whether a file in a run folder may be there without a run: what a start that was killed has left."""
+    """Returns whether a file in a run folder may be there without a run.
+
+    That is what a start that was killed has left, and runs of their own, as folds are that were trained one by one.
+    """
     name = file.name
-    return name in (_LOCK, "stop", _REPLACED, _DISCARDED) or (name.startswith(".") and name.endswith(".partial"))
+    left = name in (_LOCK, "stop", _REPLACED, _DISCARDED) or (name.startswith(".") and name.endswith(".partial"))
+    return left or RunFolder(file).is_run

@@ -19,13 +19,16 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from lora_dpo.console import note
 from lora_dpo.errors import UserError
+from lora_dpo.model.record import write_record
 from lora_dpo.recipe.batch import processes
 from lora_dpo.recipe.meaning import meaning_hash
+from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.training.agreement import largest, on_first
 from lora_dpo.training.checkpoints import About, Checkpoint, Checkpoints
 from lora_dpo.training.continuity import load_continuity, save_continuity
 from lora_dpo.training.progress import TrainingLog
+from lora_dpo.training.provenance import trained_record
 from lora_dpo.training.saving import Measure, check_saved, measure
 from lora_dpo.training.stopping import StopRequests
 from lora_dpo.training.weights import load_trained
@@ -140,6 +143,7 @@ class ResumableTrainer:
                 fix="Put the run on a filesystem that all nodes share: run.folder=DIR.",
             )
         check_saved(written, measures)
+        write_record(written, trained_record(RunFolder(session.checkpoints.folder.parent), session.recipe))
         about = About(
             step=self.state.global_step,
             max_steps=self.state.max_steps,

@@ -162,6 +162,6 @@ def write_provenance(run: RunFolder, now: dict[str, Any], start: Checkpoint | No
         return
     first = json.loads(run.provenance.read_text(encoding="utf-8"))
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    same = ("model", "data", "seed", "schema_version")
+    same = ("schema_version", "stage", "model", "parents", "quantization", "data", "seed")
     again = {"step": start.about.step, "at": at, **{key: value for key, value in now.items() if key not in same}}
     write_json(run.provenance, {**first, "resumed": [*first.get("resumed", []), again]})

@@ -7,6 +7,7 @@ import pytest
 
 from lora_dpo.cluster.start import Request
 from lora_dpo.evaluation.outcomes import read_outcomes
+from lora_dpo.files import remove
 from lora_dpo.recipe.run_folder import RunFolder
 from tests.process import lora_dpo, run_python
 
@@ -68,12 +69,15 @@ def test_what_is_finished_is_not_trained_again(folded: Path) -> None:
     shown = lora_dpo("dpo", "r.yaml", cwd=folded, CUDA_VISIBLE_DEVICES="")
     assert "is finished; this is its report" in shown.stderr
     before = run.report_json.read_bytes()
+    for file in run.path.iterdir():
+        if not file.name.startswith("fold-"):  # as if the folds had been jobs of their own
+            remove(file)
     metrics = (run.path / "fold-2" / "metrics.jsonl").stat().st_mtime_ns
-    run.report_json.unlink()
     again = lora_dpo("dpo", "r.yaml", cwd=folded, CUDA_VISIBLE_DEVICES="")
     assert again.returncode == 0, again.stderr
     assert "Fold 1 of 2 is finished: runs/folded/fold-1" in again.stderr
     assert run.report_json.read_bytes() == before
+    assert run.is_run
     assert (run.path / "fold-2" / "metrics.jsonl").stat().st_mtime_ns == metrics
 
 
@@ -93,3 +97,11 @@ def test_a_launcher_is_told_that_it_starts_one(folded: Path) -> None:
     assert result.returncode == 2
     assert "evaluation.folds 2 stands for 2 trainings" in result.stderr
     assert not (folded / "runs" / "other").exists()
+
+
+def test_a_fold_that_cannot_begin_leaves_nothing(folded: Path) -> None:
+    words = ("r.yaml", "evaluation.folds=900", "run.name=many")
+    result = lora_dpo("dpo", *words, cwd=folded, CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 2
+    assert "data.split.folds is 900, but there are only" in result.stderr
+    assert not (folded / "runs" / "many").exists()

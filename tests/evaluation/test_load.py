@@ -143,13 +143,13 @@ def test_an_adapter_on_another_base(trained: RunFolder, base: Path) -> None:
     error = refusal("copy", base="other", data=TEST_SET)
     assert error.what == "other is another model than the one that copy was trained on."
     assert "; it was " in error.why
-    Path("copy/base_model.json").unlink()  # an adapter that others have trained does not say it
+    Path("copy/provenance.json").unlink()  # an adapter that others have trained does not say it
     assert load(ask("copy", base="other", data=TEST_SET)).subject.pairs
 
 
 def test_an_adapter_that_does_not_fit(trained: RunFolder, tmp_path: Path) -> None:
     shutil.copytree(trained.adapter, "copy")
-    Path("copy/base_model.json").unlink()
+    Path("copy/provenance.json").unlink()
     file = Path("copy/adapter_model.safetensors")
     tensors = load_file(file)
     save_file(dict(list(tensors.items())[1:]), file)

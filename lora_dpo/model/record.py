@@ -1,4 +1,4 @@
-"""What a trained adapter or model says of its base wherever it is copied to: `base_model.json` beside its weights."""
+"""`provenance.json`: what a run, an adapter or a model says of where it comes from, wherever it is copied to."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from lora_dpo.errors import UserError
 from lora_dpo.files import write_json
 from lora_dpo.model.location import find_file
 
-_FILE = "base_model.json"
+RECORD = "provenance.json"
 
 
-def write_base_record(folder: Path, model: Mapping[str, Any]) -> None:
-    """Writes it.
-
-    Args:
-        folder: Where the trained weights are.
-        model: Name, revision and `weights_sha256` of the base, as provenance.json has them.
-    """
-    write_json(folder / _FILE, dict(model))
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Writes it."""
+    write_json(folder / RECORD, dict(record))
 
 
-def recorded_base_hash(place: str) -> str | None:
-    """Returns the hash of the weights that an adapter or a model was trained on, or None where nothing says it.
+def read_record(place: str | Path) -> dict[str, Any] | None:
+    """Reads it.
 
     Args:
         place: Local folder or Hub id.
 
+    Returns:
+        The record, or None where there is none.
+
     Raises:
         UserError: The file is damaged.
     """
-    file = find_file(place, _FILE)
+    file = find_file(str(place), RECORD)
     if file is None:
         return None
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["weights_sha256"]
+        record = json.loads(file.read_text(encoding="utf-8"))
+        record["model"]["weights_sha256"]  # noqa: B018 - without it the record says nothing
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"the file does not say what the base was ({type(error).__name__}: {error})",
             fix="Copy it again, or remove it; the base is then not checked.",
             where=str(file),
         ) from None
+    return record

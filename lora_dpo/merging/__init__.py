@@ -1,0 +1,1 @@
+"""Base and adapters to one model: written shard by shard, and compared with what it was made of."""
