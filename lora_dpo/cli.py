@@ -29,7 +29,6 @@ Overrides = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run of this name.")]
 Processes = Annotated[int | None, typer.Option(min=1, help="Processes; one a GPU if not given, one without GPUs.")]
-_DTYPES = {"auto": None, "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the command, but do not run it.")]
 
 
@@ -57,8 +56,34 @@ def _options(
 
 @app.command(epilog=_examples("lora-dpo quickstart train.epochs=4 run.name=longer"))
 def quickstart(context: typer.Context, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
-    """Align a small real model on this machine, start to end, in a few minutes."""
-    _train(context, "quickstart", overrides, overwrite=overwrite, processes=1)
+    """Align a small real model on this machine, start to end, in a few minutes: to a report and a standalone model."""
+    _run(context, "quickstart", overrides, None, overwrite=overwrite, processes=1)
+
+
+@app.command(
+    epilog=_examples(
+        "lora-dpo run recipes/tinyllama_sft_dpo.yaml",
+        "lora-dpo run smollm2_sft_dpo data.path=pairs.jsonl sft.path=answers.jsonl --through dpo",
+        "lora-dpo run recipes/gemma2_9b_truthfulqa.yaml merge.dtype=bfloat16 --dry-run",
+    )
+)
+def run(
+    context: typer.Context,
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    through: Annotated[
+        Literal["sft", "dpo", "merge"] | None,
+        typer.Option(help="The last stage; all that the recipe has if not given."),
+    ] = None,
+    overwrite: Overwrite = False,
+    processes: Processes = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Carry out all stages of a recipe: SFT where it has one, DPO with its report, and the merged model.
+
+    What is complete is not done again: the same command goes on where it stopped.
+    """
+    _run(context, recipe, overrides, through, overwrite=overwrite, processes=processes, dry_run=dry_run)
 
 
 @app.command(
@@ -255,9 +280,10 @@ def merge(
     from lora_dpo.merging.merge import Request
     from lora_dpo.merging.merge import merge as run_merge
     from lora_dpo.merging.report import gguf_command, print_merge
+    from lora_dpo.recipe.schema import PRECISIONS
 
     folder = Path(output).expanduser()
-    report = run_merge(Request(sources, folder, _DTYPES[dtype], None if onto == "auto" else onto, base))
+    report = run_merge(Request(sources, folder, PRECISIONS.get(dtype), None if onto == "auto" else onto, base))
     out.print_json(json.dumps(report)) if as_json else print_merge(report, folder)
     if gguf:
         note(gguf_command(report, folder))
@@ -298,6 +324,23 @@ def _train(context: typer.Context, recipe: str, overrides: list[str] | None, **o
 
     code = train(Request(recipe, tuple(overrides or ()), debug=bool(context.obj), **options))
     if code:
+        raise typer.Exit(code)
+
+
+def _run(
+    context: typer.Context,
+    recipe: str,
+    overrides: list[str] | None,
+    through: Literal["sft", "dpo", "merge"] | None,
+    **options: Any,
+) -> None:
+    load_token()
+    from lora_dpo.cluster.start import Request
+    from lora_dpo.run import run as run_stages
+
+    verb = ("run", *(("--through", through) if through is not None else ()))
+    request = Request(recipe, tuple(overrides or ()), debug=bool(context.obj), verb=verb, **options)
+    if code := run_stages(request, through):
         raise typer.Exit(code)
 
 

@@ -240,14 +240,14 @@ def test_quickstart_goes_on_with_its_own_unfinished_run_but_with_no_other(tmp_pa
 
 
 @pytest.mark.slow
-def test_quickstart_that_is_finished_shows_its_report_again(tmp_path: Path) -> None:
+def test_run_that_is_finished_shows_its_report_again(tmp_path: Path) -> None:
     recipe = load_recipe("quickstart", ["run.folder=runs"])
     run = RunFolder(tmp_path / "runs" / "quickstart")
     run.create(recipe, overwrite=False)
     found = {"before": 0.5, "after": 0.75, "difference": 0.25, "ci95": [0.1, 0.4], "p": 0.002, "n": 7}
     report = {**EMPTY, "verdict": "Better: so it is.", "preference": {"n_pairs": 12, "n_groups": 7, "accuracy": found}}
     run.report_json.write_text(json.dumps(report), encoding="utf-8")
-    result = lora_dpo("quickstart", "run.folder=runs", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    result = lora_dpo("dpo", "quickstart", "run.folder=runs", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
     assert "runs/quickstart is finished; this is its report." in result.stderr
     assert "Better: so it is." in result.stdout

@@ -30,6 +30,7 @@ class Request:
         reference_only: Only compute and keep the reference log-probs.
         debug: Show tracebacks of errors.
         stage: Which of the recipe's stages.
+        verb: What was typed, where it was not the stage's name: a verb, and options of its own.
     """
 
     recipe: str
@@ -40,6 +41,7 @@ class Request:
     reference_only: bool = False
     debug: bool = False
     stage: Stage = "dpo"
+    verb: tuple[str, ...] | None = None
 
     def again(self, *, began: bool) -> str:
         """Returns the command that goes on.
@@ -51,7 +53,7 @@ class Request:
         words += ["--processes", str(self.processes)] * (self.processes is not None)
         words += ["--reference-only"] * self.reference_only
         words += ["--overwrite"] * (self.overwrite and not began)  # what it was to replace is still there
-        return shlex.join(["lora-dpo", self.stage, self.recipe, *words])
+        return shlex.join(["lora-dpo", *(self.verb or (self.stage,)), self.recipe, *words])
 
 
 def train(request: Request) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 from lora_dpo.recipe.batch import token_budget
 from lora_dpo.recipe.schema import Recipe, Stage
 
+_OUTSIDE_OF_A_RUN = ("merge", "slurm", "hub")
 MAY_CHANGE = (
-    "evaluation", "slurm", "hub",
+    *_OUTSIDE_OF_A_RUN, "evaluation",
     "train.strategy", "train.trees", "train.micro_batch_size", "train.gradient_checkpointing",
     "train.evals_per_epoch", "train.eval_steps", "train.save_steps",
     "train.keep_checkpoints", "train.max_hours", "train.on_nan", "train.hang_timeout", "train.logging_steps",
@@ -39,6 +40,12 @@ def meaning(recipe: Recipe) -> dict[str, Any]:
 def meaning_hash(recipe: Recipe) -> str:
     """Returns one SHA-256 over `meaning`."""
     return hashlib.sha256(json.dumps(meaning(recipe), sort_keys=True).encode()).hexdigest()
+
+
+def same_run(one: Recipe, other: Recipe) -> bool:
+    """Returns whether two recipes ask for the same run; what is done with its results does not count."""
+    sections = set(_OUTSIDE_OF_A_RUN)
+    return one.model_dump(exclude=sections) == other.model_dump(exclude=sections)
 
 
 def changed_meaning(before: Recipe, now: Recipe) -> list[str]:

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from lora_dpo.errors import UserError, did_you_mean, nearest
 from lora_dpo.files import partial_path, remove, write_text
 from lora_dpo.recipe.loading import load_recipe, to_yaml
-from lora_dpo.recipe.meaning import changed_meaning
+from lora_dpo.recipe.meaning import changed_meaning, same_run
 from lora_dpo.recipe.schema import Recipe
 
 _MARK = "# Resolved by lora-dpo: what this run was asked for, defaults included.\n"
@@ -87,6 +87,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def merged(self) -> Path:
+        """Folder with base and adapter as one model, where `lora-dpo run` has made it."""
+        return self.path / "merged"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a logged step."""
         return self.path / "metrics.jsonl"
@@ -147,7 +152,7 @@ class RunFolder:
 
     def is_finished(self, recipe: Recipe) -> bool:
         """Returns whether a run of exactly this recipe went through, so that there is nothing to do."""
-        return self.is_complete and self.is_run and self.load_recipe() == recipe
+        return self.is_complete and self.is_run and same_run(self.load_recipe(), recipe)
 
     @property
     def has_begun(self) -> bool:
@@ -295,7 +300,7 @@ class RunFolder:
 
     def _results(self) -> tuple[Path, ...]:
         folders = (
-            *(self.data, self.checkpoints, self.adapter, self.model, self.plots, self.tensorboard),
+            *(self.data, self.checkpoints, self.adapter, self.model, self.merged, self.plots, self.tensorboard),
             self.evaluation,
         )
         files = (self.report_json, self.report_md, self.metrics, self.provenance, self.stopped)

@@ -437,6 +437,21 @@ class SlurmSection(Section):
     account: str | None = Field(None, description="Account to charge; null is the user's default.")
 
 
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""What a command line may say for a precision."""
+
+
+class MergeSection(Section):
+    """The model that `lora-dpo run` makes of base and adapter."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of its weights; auto leaves each tensor in the base's."
+    )
+    onto: Literal["auto", "full", "quantized"] = Field(
+        "auto", description="For QLoRA: the base as it is, or as 4 bits leave it; auto measures which is nearer."
+    )
+
+
 class HubSection(Section):
     """Where the result is published; read by `lora-dpo push` of a later version."""
 
@@ -454,6 +469,7 @@ class Recipe(Section):
     sft: SFTSection = Field(default_factory=SFTSection, description="Supervised fine-tuning before DPO.")
     train: TrainSection = Field(default_factory=TrainSection, description="How the training runs.")
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="The report.")
+    merge: MergeSection = Field(default_factory=MergeSection, description="The standalone model.")
     run: RunSection = Field(description="Where the results go.")
     slurm: SlurmSection = Field(default_factory=SlurmSection, description="The cluster job.")
     hub: HubSection = Field(default_factory=HubSection, description="Publication.")
