@@ -7,8 +7,8 @@ if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then
 Usage: launch/quickstart.sh [ARGS]
 
 The first call sets everything up in .venv (it says beforehand how much it downloads); every call then runs
-`lora-dpo quickstart ARGS`: a small model is trained by LoRA + DPO on bundled preferences, evaluated and
-reported. It needs Python 3.11 or newer and no GPU. After the first call it works without a network.
+`lora-dpo quickstart ARGS`: a small model is trained by LoRA + DPO on bundled preferences, evaluated,
+reported and merged. It needs Python 3.11 or newer and no GPU. After the first call it works without a network.
 
 Environment:
   PYTHON          the Python to set up with (default: the first of python3, python3.14 .. python3.11, python that will do)
