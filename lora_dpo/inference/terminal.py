@@ -40,7 +40,7 @@ class Terminal:
         self._sampling = sampling
         self._last: tuple[Question, Sampling] | None = None
         self._commands: dict[str, tuple[str, Callable[[str], None]]] = {
-            "/base": ("Answer the last question with the base model; the conversation stays as it is.", self._base),
+            "/base": ("Answer the last question with the base model; nothing is kept.", self._base),
             "/reset": ("Forget the conversation.", self._reset),
             "/set": ("Show how answers are written, or change it: /set temperature=0.7", self._set),
             "/help": ("Show this.", self._help),
