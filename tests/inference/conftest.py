@@ -25,6 +25,7 @@ def _made(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = RunFolder.of(recipe)
     run.create(recipe, overwrite=False).release()
     record(base, save_adapter(base, run.adapter, std=0.5))
+    load_tokenizer(ModelSection(name=str(base))).save_pretrained(run.adapter)
     shutil.copytree(run.adapter, run.checkpoints / "step-1")
     run.report_json.write_text("{}")
     shutil.copytree(run.adapter, folder / "adapter")

@@ -13,6 +13,7 @@ from lora_dpo.inference.sampling import Sampling
 from lora_dpo.inference.terminal import Terminal
 
 SHORT = Sampling(4)
+LONG = Sampling(450, temperature=5.0, seed=0)
 
 
 @pytest.fixture(autouse=True)
@@ -137,26 +138,42 @@ def test_what_no_longer_fits_is_left_out_and_said(model: ChatModel, said) -> Non
     assert shown[-1].startswith("(The oldest question and its answer no longer fit into the model's 512 positions")
 
 
-def test_the_first_interrupt_stops_the_answer_and_keeps_what_is_there(model: ChatModel, said, monkeypatch) -> None:
-    write = model.write
+@pytest.fixture
+def interrupted(model: ChatModel, monkeypatch: pytest.MonkeyPatch):
+    """Returns a function that lets Ctrl-C come so often once the first words of an answer are there."""
 
-    def interrupted(*args, **options):
-        writing = write(*args, **options)
-        pieces = writing.__class__.__iter__
+    def interrupt(times: int) -> None:
+        write = model.write
 
-        class Interrupting(type(writing)):
-            def __iter__(self):
-                for number, piece in enumerate(pieces(self)):
-                    if number == 1:
+        def writing(*arguments, **options):
+            written = write(*arguments, **options)
+            pieces = iter(written)
+
+            class Interrupted(type(written)):
+                def __iter__(self):
+                    yield next(pieces)
+                    for _ in range(times):
                         signal.raise_signal(signal.SIGINT)
-                    yield piece
+                    yield from pieces
 
-        writing.__class__ = Interrupting
-        return writing
+            written.__class__ = Interrupted
+            return written
 
-    monkeypatch.setattr(model, "write", interrupted)
+        monkeypatch.setattr(model, "write", writing)
+
+    return interrupt
+
+
+def test_the_first_interrupt_stops_the_answer_and_keeps_what_is_there(model: ChatModel, said, interrupted) -> None:
+    interrupted(1)
     before = signal.getsignal(signal.SIGINT)
-    _, one, _ = said(model, "Do bats see?", "All?", sampling=Sampling(450, temperature=5.0, seed=0))
+    _, one, two = said(model, "Do bats see?", "/help", sampling=LONG)
     assert one.endswith("(stopped)")
     assert len(one) > len("(stopped)") + 3
+    assert two.startswith("/base")
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_second_interrupt_leaves(model: ChatModel, said, interrupted) -> None:
+    interrupted(2)
+    assert len(said(model, "Do bats see?", "/help", sampling=LONG)) == 1
