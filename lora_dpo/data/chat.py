@@ -137,6 +137,11 @@ class TurnEncoder:
         self.end_of_turn_id = self._find_end_of_turn()
         self.answers_apart = 0
 
+    @property
+    def stops(self) -> set[int]:
+        """Tokens that end an answer which is being written."""
+        return {self.end_of_turn_id, self.tokenizer.eos_token_id} - {None}
+
     def render(self, prompt: Sequence[Message], answer: str | None = None) -> str:
         """Returns the conversation as text; without an answer it ends where the model's answer begins."""
         turns = list(self._fold_system(prompt) if self.folds_system else prompt)

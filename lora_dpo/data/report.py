@@ -20,12 +20,14 @@ class ReadReport:
         rows_without_pair: Readable rows that hold no preference, such as ties and skipped questions, or no answer.
         bad_rows: Rows that could not be read and were skipped.
         reasons: Place and reason of the first few bad rows.
+        remedy: What the user can do about a bad row.
     """
 
     rows: int = 0
     rows_without_pair: int = 0
     bad_rows: int = 0
     reasons: list[str] = field(default_factory=list)
+    remedy: str = "Mend this row, or set data.on_bad_row: skip to leave such rows out (they are counted)."
 
     def bad_row(self, reason: str, where: str, on_bad_row: OnBadRow) -> None:
         """Counts a row that cannot be read, or stops because of it.
@@ -39,11 +41,7 @@ class ReadReport:
             UserError: `on_bad_row` is `error`.
         """
         if on_bad_row == "error":
-            raise UserError(
-                reason,
-                fix="Mend this row, or set data.on_bad_row: skip to leave such rows out (they are counted).",
-                where=where,
-            )
+            raise UserError(reason, fix=self.remedy, where=where)
         self.bad_rows += 1
         if len(self.reasons) < _REASONS_KEPT:
             self.reasons.append(f"{where}: {reason}")

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import TypedDict
 
 import torch
-from peft import PeftModel
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from lora_dpo.data.chat import TurnEncoder
-from lora_dpo.errors import UserError
 from lora_dpo.evaluation.policies import Policies
 from lora_dpo.evaluation.work import Work, name_of
-
-
-class Answer(TypedDict):
-    """One answer.
-
-    `ids` are its tokens, with the one that ended the turn where `ended`; otherwise the answer ran into its limit.
-    `text` has no special tokens, and no white space around it.
-    """
-
-    text: str
-    ids: list[int]
-    ended: bool
+from lora_dpo.model.answering import Answer, Noise, write_batch
 
 
 class Answers(TypedDict):
@@ -104,90 +85,14 @@ def write_answers(
     """
 
     def compute(batch: list[Sequence[int]]) -> list[Answer]:
-        by_room: dict[int, list[int]] = defaultdict(list)
-        for place, prompt in enumerate(batch):
-            by_room[_room(model, prompt, max_new_tokens)].append(place)
-        found: dict[int, Answer] = {}
-        for room, places in by_room.items():
-            found |= zip(places, _generate(model, encoder, [batch[place] for place in places], room, seed), strict=True)
-        return [found[place] for place in range(len(batch))]
+        return write_batch(
+            model,
+            encoder.tokenizer,
+            batch,
+            max_new_tokens=max_new_tokens,
+            stops=encoder.stops,
+            processors=lambda asked: [] if seed is None else [Noise(seed, asked)],
+        )
 
     names = [name_of(list(prompt), max_new_tokens, seed) for prompt in prompts]
     return work.map(what, prompts, names, compute, batch_size=batch_size, size=len)
-
-
-def _room(model: torch.nn.Module, prompt: Sequence[int], most: int) -> int:
-    """Returns how many tokens an answer may have: it depends on its own prompt, not on those beside it."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is None:
-        return most
-    if len(prompt) >= positions:
-        raise UserError(
-            f"A prompt of {len(prompt)} tokens leaves no room for an answer: the model has {positions} positions.",
-            fix="Leave the question out, or shorten it.",
-        )
-    return min(most, positions - len(prompt))
-
-
-def _generate(
-    model: torch.nn.Module, encoder: TurnEncoder, prompts: Sequence[Sequence[int]], room: int, seed: int | None
-) -> list[Answer]:
-    tokenizer = encoder.tokenizer
-    stops = {encoder.end_of_turn_id, tokenizer.eos_token_id} - {None}
-    width = max(map(len, prompts))
-    ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    present = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    with _without_own_settings(model):
-        written = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=present.to(model.device),
-            max_new_tokens=room,
-            do_sample=False,
-            logits_processor=LogitsProcessorList([] if seed is None else [_Gumbel(seed, prompts)]),
-            eos_token_id=sorted(stops),
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    return [_answer(row, stops, encoder) for row in written[:, width:].tolist()]
-
-
-def _answer(written: list[int], stops: set[int], encoder: TurnEncoder) -> Answer:
-    end = next((place for place, token in enumerate(written) if token in stops), None)
-    text = encoder.tokenizer.decode(written[:end], skip_special_tokens=True).strip()
-    return {"text": text, "ids": written if end is None else written[: end + 1], "ended": end is not None}
-
-
-class _Gumbel(LogitsProcessor):
-    r"""Adds noise that makes the largest score a draw from the softmax of the scores (the Gumbel-max trick).
-
-    argmax_v (s_v + g_v) with g_v = -log(-log u_v) has the distribution softmax(s); see Maddison, Tarlow, Minka, A*
-    Sampling (2014). Each answer's noise comes from a generator of its own, on the CPU, seeded by the seed and the
-    prompt's tokens: neither the batch nor the device nor the number of processes changes it.
-
-    Args:
-        seed: The seed.
-        prompts: The batch's prompts, as token ids.
-    """
-
-    def __init__(self, seed: int, prompts: Sequence[Sequence[int]]) -> None:
-        self._generators = [torch.Generator().manual_seed(_seed_of(seed, prompt)) for prompt in prompts]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        size = scores.shape[1]
-        uniform = torch.stack([torch.rand(size, generator=own, dtype=torch.float64) for own in self._generators])
-        return scores - (-uniform.log()).log().to(scores)
-
-
-def _seed_of(seed: int, prompt: Sequence[int]) -> int:
-    digest = hashlib.sha256(json.dumps([seed, list(prompt)]).encode()).digest()
-    return int.from_bytes(digest[:8], "big", signed=True)
-
-
-@contextmanager
-def _without_own_settings(model: torch.nn.Module) -> Iterator[None]:
-    """Puts the model's generation settings aside: what a call does not set is taken from there."""
-    owner = model.get_base_model() if isinstance(model, PeftModel) else model
-    own, owner.generation_config = owner.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        owner.generation_config = own

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TypedDict
 
-from lora_dpo.evaluation.answers import Answer
+from lora_dpo.model.answering import Answer
 
 REFUSALS = (
     r"i(?: a|')m (?:\w+ )?sorry\b(?! to hear)",

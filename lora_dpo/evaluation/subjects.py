@@ -10,6 +10,7 @@ from typing import Literal
 
 from lora_dpo.errors import UserError, did_you_mean, nearest
 from lora_dpo.model.location import find_file, locate
+from lora_dpo.model.record import read_record
 from lora_dpo.recipe.folds import fold_runs
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import ModelSection
@@ -91,6 +92,28 @@ def base_of(named: Named, base: str | None) -> ModelSection:
             f"The base of {named.place} is not here. {error.what}", fix="Say where it is: --base MODEL."
         ) from None
     return ModelSection(name=own, revision=revision)
+
+
+def model_below(named: Named, base: str | None) -> ModelSection:
+    """Returns the model that an adapter belongs upon, read as it was for the training.
+
+    What a run or an adapter of ours says of itself comes first: PEFT may know the base by a path on the machine that
+    trained it. The base's own code is not run on the word of an adapter from elsewhere.
+
+    Args:
+        named: The adapter.
+        base: Where the user says the model is; None is what the adapter says.
+
+    Raises:
+        UserError: Nothing says which model it is, or it is not there.
+    """
+    if named.run is not None:
+        model = named.run.load_recipe().model
+    elif (record := read_record(named.place)) is not None:
+        model = ModelSection.model_validate({**record["recipe"]["model"], "trust_remote_code": False})
+    else:
+        return base_of(named, base)
+    return model if base is None else model.model_copy(update={"name": base, "revision": None})
 
 
 def safe_name(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_dpo.console import note
 from lora_dpo.errors import UserError
-from lora_dpo.evaluation.subjects import Named, base_of, find
+from lora_dpo.evaluation.subjects import find, model_below
 from lora_dpo.model.hashes import weights_hash
 from lora_dpo.model.lineage import check_base, check_parents, check_whole
 from lora_dpo.model.location import local_copy
@@ -68,14 +68,7 @@ def find_sources(words: Sequence[str], base: str | None) -> tuple[list[Source], 
         if not folder.is_dir():
             folder = local_copy(named.place, None, _ADAPTER_FILES)
         sources.append(Source(word, folder, named.run, read_record(folder)))
-    return sources, _base_of(sources[0], found[0], base)
-
-
-def _base_of(source: Source, named: Named, base: str | None) -> ModelSection:
-    """Returns the base; an adapter's own configuration may name it by a path on the machine that trained it."""
-    if base is None and source.record is not None:
-        return ModelSection.model_validate(source.record["recipe"]["model"])
-    return base_of(named, base)
+    return sources, model_below(found[0], base)
 
 
 def check_stack(sources: Sequence[Source], base: Mapping[str, Any]) -> None:

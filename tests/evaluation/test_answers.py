@@ -9,9 +9,10 @@ from transformers import GenerationConfig
 from lora_dpo.data.chat import TurnEncoder
 from lora_dpo.data.pair import user
 from lora_dpo.errors import UserError
-from lora_dpo.evaluation.answers import Answer, _Gumbel, _seed_of, compare_answers, write_answers
+from lora_dpo.evaluation.answers import compare_answers, write_answers
 from lora_dpo.evaluation.policies import Policies
 from lora_dpo.evaluation.work import Work
+from lora_dpo.model.answering import Answer, seed_of
 from lora_dpo.model.base import load_model, load_tokenizer
 from lora_dpo.recipe.schema import ModelSection
 from tests.evaluation.models import adapted
@@ -43,7 +44,7 @@ def written_one_by_one(
 ) -> list[int]:
     """Writes an answer without cache, batch or padding; with a seed, by the Gumbel-max trick."""
     written: list[int] = []
-    noise = None if seed is None else torch.Generator().manual_seed(_seed_of(seed, ids))
+    noise = None if seed is None else torch.Generator().manual_seed(seed_of(seed, ids))
     while len(written) < count:
         logits = model(input_ids=torch.tensor([ids + written]), use_cache=False).logits[0, -1]
         if noise is not None:
@@ -142,18 +143,6 @@ def test_the_models_own_generation_settings_do_not_apply(seed: int | None, loade
     model.generation_config = own
     assert answers() == plain
     assert model.generation_config is own
-
-
-def test_sampling_has_the_models_distribution() -> None:
-    # log p + constant; 4000 draws: standard error of a share is at most 0.008.
-    shares = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    scores = (shares.log() + 3.0).expand(4000, -1)
-    prompts = [[number] for number in range(4000)]
-    drawn = _Gumbel(0, prompts)(torch.empty(0), scores).argmax(1)
-    assert (drawn.bincount(minlength=4) / 4000).tolist() == pytest.approx(shares.tolist(), abs=0.03)
-    again, other = _Gumbel(0, prompts)(torch.empty(0), scores), _Gumbel(1, prompts)(torch.empty(0), scores)
-    assert again.argmax(1).equal(drawn)
-    assert 0.3 < (other.argmax(1) == drawn).float().mean() < 0.45  # by chance 0.25 + 0.09 + 0.0225 + 0.0025 = 0.365
 
 
 def test_before_and_after(loaded) -> None:

@@ -5,11 +5,11 @@ import numpy as np
 from lora_dpo.data.chat import TokenisedPair
 from lora_dpo.data.pair import Pair, group_of, user
 from lora_dpo.data.question import Question
-from lora_dpo.evaluation.answers import Answer
 from lora_dpo.evaluation.gathering import gather
 from lora_dpo.evaluation.generation import Written
 from lora_dpo.evaluation.multiple_choice import Choice
 from lora_dpo.evaluation.preference import PairScores
+from lora_dpo.model.answering import Answer
 
 SKY, BATS = user("Why is the sky blue?"), user("Do bats see?")
 PAIRS = [

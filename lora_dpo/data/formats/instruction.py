@@ -70,11 +70,19 @@ def _convert_conversation(row: Values) -> list[Taught]:
     return [Taught(turns[:place], turns[place]["content"], _group(row)) for place in answers]
 
 
-def _convert_instruction(row: Values) -> list[Taught]:
-    question = text_of(row, "instruction")
+def instruction_of(row: Values, column: str = "instruction") -> tuple[Message, ...]:
+    """Reads an instruction with what it is about, after the earlier rounds of its conversation.
+
+    Raises:
+        BadRowError: A value is missing, or of another kind.
+    """
+    question = text_of(row, column)
     context = optional_text(row, "input") or optional_text(row, "context")
-    prompt = history(row) + user(f"{question}\n{context}" if context.strip() else question)
-    return _taught(row, prompt)
+    return history(row) + user(f"{question}\n{context}" if context.strip() else question)
+
+
+def _convert_instruction(row: Values) -> list[Taught]:
+    return _taught(row, instruction_of(row))
 
 
 def _convert_answer(row: Values) -> list[Taught]:
