@@ -31,6 +31,6 @@ def read_only(folder: Path) -> Iterator[None]:
         yield
     finally:
         if bound:
-            subprocess.run(["umount", folder], check=True)
+            subprocess.run(["umount", "--lazy", folder], check=True)  # a model's file may still be mapped
         else:
             folder.chmod(0o755)
