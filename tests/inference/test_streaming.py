@@ -31,7 +31,18 @@ def test_what_later_tokens_cannot_change(text: str, expected: str) -> None:
     assert settled(text) == expected
 
 
-def writing_of(ids: list[int], tokenizer, pause: threading.Event | None = None) -> Writing:
+class Pause:
+    """Holds the writing after the fourth token."""
+
+    def __init__(self) -> None:
+        self.reached, self.over = threading.Event(), threading.Event()
+
+    def wait(self) -> None:
+        self.reached.set()
+        self.over.wait()
+
+
+def writing_of(ids: list[int], tokenizer, pause: Pause | None = None) -> Writing:
     """Writes tokens as `generate` does: the prompt first, then one after the other until it is told to stop."""
 
     def write(streamer, stopping_criteria) -> Answer:
@@ -67,11 +78,12 @@ def test_the_pieces_are_the_text(architecture: str) -> None:
 def test_it_stops_when_it_is_asked_to() -> None:
     tokenizer = tiny_tokenizer("gpt2")
     ids = tokenizer("a b c d e f g h", add_special_tokens=False)["input_ids"]
-    pause = threading.Event()
+    pause = Pause()
     with writing_of(ids, tokenizer, pause) as writing:
         pieces = [next(iter(writing))]
+        pause.reached.wait()
         writing.stop()
-        pause.set()
+        pause.over.set()
         pieces += writing
     assert "".join(pieces) == tokenizer.decode(ids[:5]).strip() == writing.answer["text"]
     assert writing.stopped
@@ -79,9 +91,10 @@ def test_it_stops_when_it_is_asked_to() -> None:
 
 
 def test_leaving_early_ends_the_thread() -> None:
-    tokenizer, pause = tiny_tokenizer("gpt2"), threading.Event()
+    tokenizer, pause = tiny_tokenizer("gpt2"), Pause()
     with pytest.raises(ZeroDivisionError), writing_of([20] * 100, tokenizer, pause) as writing:
-        threading.Timer(0.05, pause.set).start()
+        pause.reached.wait()
+        threading.Thread(target=lambda: (writing._stop.wait(), pause.over.set())).start()
         raise ZeroDivisionError
     assert not writing._thread.is_alive()
     assert len(writing.answer["ids"]) == 5
