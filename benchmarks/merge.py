@@ -30,7 +30,7 @@ from lora_dpo.merging.merge import Request, merge
 print(json.dumps(merge(Request([sys.argv[2]], Path(sys.argv[3]), base=sys.argv[1]))))
 """
 _PEFT = """
-import json, resource, sys, time
+import json, sys, time
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -39,8 +39,9 @@ dtype = getattr(torch, sys.argv[5])
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=dtype)
 merged = PeftModel.from_pretrained(model, sys.argv[2], low_cpu_mem_usage=True).merge_and_unload()
 merged.to(torch.bfloat16).save_pretrained(sys.argv[3], max_shard_size=sys.argv[4])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"seconds": time.monotonic() - begin, "peak_bytes": peak}))
+seconds = time.monotonic() - begin
+from lora_dpo.memory import memory_bytes
+print(json.dumps({"seconds": seconds, "peak_bytes": memory_bytes("VmHWM")}))
 """
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import psutil
 import torch
 
+from lora_dpo.memory import memory_bytes
+
 if TYPE_CHECKING:
     from trl import DPOTrainer
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_STATUS = Path("/proc/self/status")
 _LEFT_FREE_BYTES = 2**29
 _SCARCE = 0.3
 """Below this part of the machine's memory, an arm gives back what it keeps while it waits. Not above: the next step has
@@ -90,20 +91,20 @@ class ProcessMeter(ClockMeter):
         """Notes the resident memory, after what is free was given back to the system."""
         gc.collect()
         _give_back()
-        self._resident = _status_bytes("VmRSS")
+        self._resident = memory_bytes("VmRSS")
 
     def start(self) -> None:
         """Resets the system's high-water mark, and makes an allocation fail before the machine runs out of memory."""
         _CLEAR_REFS.write_text("5")
         free = psutil.virtual_memory().available - _LEFT_FREE_BYTES
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (_status_bytes("VmData") + max(free, 0), hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes("VmData") + max(free, 0), hard))
         super().start()
 
     def stop(self) -> Reading:
         """Returns the time since the start, and the peak of this step."""
         reading = super().stop()
-        reading = reading._replace(peak_bytes=_status_bytes("VmHWM") - self._resident + self._model_bytes())
+        reading = reading._replace(peak_bytes=memory_bytes("VmHWM") - self._resident + self._model_bytes())
         memory = psutil.virtual_memory()
         if memory.available < memory.total * _SCARCE:
             _give_back()
@@ -156,8 +157,3 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 def _give_back() -> None:
     with suppress(OSError, AttributeError):  # glibc's alone
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _status_bytes(name: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024

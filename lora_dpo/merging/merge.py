@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from lora_dpo.console import note
 from lora_dpo.data.chat import TurnEncoder
 from lora_dpo.errors import UserError
 from lora_dpo.files import remove, write_json
+from lora_dpo.memory import memory_bytes
 from lora_dpo.merging.agreement import Agreement, compare
 from lora_dpo.merging.folder import check_free, check_room, copy_companions, shards_of, write_config, written_aside
 from lora_dpo.merging.ingredients import Ingredients, Onto, open_ingredients
@@ -127,7 +127,7 @@ def merge(request: Request) -> dict[str, Any]:
             "probes": {"source": probes.source, "questions": len(probes.sequences), "tokens": probes.tokens},
             "tensors": {"changed": written.changed, "copied": written.copied},
             "files": written.files,
-            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_bytes": memory_bytes("VmHWM"),
             "seconds": round(time.monotonic() - began, 1),
             "seconds_merging": round(merged_after, 1),
         }
