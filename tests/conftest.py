@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import uuid
 from pathlib import Path
 
@@ -18,6 +19,14 @@ def _offline_and_apart(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest
     for name in ("HF_TOKEN", "ACCESS_TOKEN", "WANDB_API_KEY", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _hears_ctrl_c():
+    """A shell that puts a job into the background lets it ignore Ctrl-C, and all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
