@@ -83,6 +83,7 @@ def quickstart(context: typer.Context, overrides: Overrides = None, overwrite: O
         "lora-dpo run recipes/tinyllama_sft_dpo.yaml",
         "lora-dpo run smollm2_sft_dpo data.path=pairs.jsonl sft.path=answers.jsonl --through dpo",
         "lora-dpo run recipes/gemma2_9b_truthfulqa.yaml merge.dtype=bfloat16 --dry-run",
+        "lora-dpo run recipes/quickstart.yaml hub.repo=me/smollm2-truthful",
     )
 )
 def run(
@@ -90,14 +91,14 @@ def run(
     recipe: RecipePath,
     overrides: Overrides = None,
     through: Annotated[
-        Literal["sft", "dpo", "merge"] | None,
+        Literal["sft", "dpo", "merge", "push"] | None,
         typer.Option(help="The last stage; all that the recipe has if not given."),
     ] = None,
     overwrite: Overwrite = False,
     processes: Processes = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Carry out all stages of a recipe: SFT where it has one, DPO with its report, and the merged model.
+    """Carry out all stages of a recipe: SFT where it has one, DPO with its report, the merged model, publication.
 
     What is complete is not done again: the same command goes on where it stopped.
     """
@@ -431,8 +432,10 @@ def push_data(
     """Publish preferences on the Hub as a data set that every trainer reads, with a card."""
     from lora_dpo.hub.dataset import push_data as run_push_data
     from lora_dpo.hub.push import Manner
+    from lora_dpo.hub.remote import Target
 
-    run_push_data(source, repo, private is not False, tag, license, Manner(yes=yes, dry_run=dry_run))
+    target = Target(repo, "dataset", private is not False, tag=tag)
+    run_push_data(source, target, license, Manner(yes=yes, dry_run=dry_run))
 
 
 @app.command(epilog=_examples("lora-dpo plot runs/quickstart"))
@@ -465,7 +468,7 @@ def _run(
     context: typer.Context,
     recipe: str,
     overrides: list[str] | None,
-    through: Literal["sft", "dpo", "merge"] | None,
+    through: Literal["sft", "dpo", "merge", "push"] | None,
     **options: Any,
 ) -> None:
     load_token()

@@ -51,23 +51,34 @@ def render_card(subject: Subject, facts: Facts, template: Path | None = None) ->
     Raises:
         UserError: The template cannot be read, has a mistake, or names a value that there is not.
     """
-    values = card_values(subject, facts)
-    place = template or _TEMPLATE
+    return render(template or _TEMPLATE, card_values(subject, facts))
+
+
+def render(template: Path, values: Mapping[str, Any]) -> str:
+    """Returns a page of a Jinja template.
+
+    Args:
+        template: The file.
+        values: What it may name.
+
+    Raises:
+        UserError: The template cannot be read, has a mistake, or names a value that there is not.
+    """
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["cell"] = _cell
     try:
-        return environment.from_string(place.read_text(encoding="utf-8")).render(values)
-    except OSError as error:
-        raise UserError(f"The template {place} cannot be read: {error.strerror}.", fix="Correct --template.") from None
+        return environment.from_string(template.read_text(encoding="utf-8")).render(values)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The template {template} cannot be read: {error}.", fix="Correct --template.") from None
     except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"The template has a mistake: {error.message}.", where=f"{place}:{error.lineno}") from None
-    except jinja2.UndefinedError as error:
+        raise UserError(f"The template has a mistake: {error.message}.", where=f"{template}:{error.lineno}") from None
+    except jinja2.TemplateError as error:
         raise UserError(
-            f"The template names what there is not: {error.message}.",
-            fix=f"There are: {', '.join(sorted(values))}.",
-            where=str(place),
+            f"The template cannot be filled in: {error.message}.",
+            fix=f"It may name: {', '.join(sorted(values))}.",
+            where=str(template),
         ) from None
 
 
@@ -128,6 +139,7 @@ def _metadata(subject: Subject, facts: Facts, recipe: Recipe | None, report: Map
         datasets=data_sets(recipe) or None,
         library_name="peft" if subject.kind == "adapter" else "transformers",
         license=facts.licence.identifier,
+        license_name=facts.licence.name,
         license_link=facts.licence.link,
         pipeline_tag="text-generation",
         tags=[*stages, *method, "alignment", "lora-dpo"],

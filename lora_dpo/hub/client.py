@@ -1,7 +1,8 @@
 """The Hub's client with what it lacks: timeouts, retries of every call, and errors in words, without the token.
 
 Seen in huggingface_hub 2.4: no call but a download has a timeout, so a server that is dead is waited for without end;
-uploads are retried by the client, `create_repo`, `whoami`, `create_tag` and the commit itself are not.
+some calls ask for none, whatever the session's is. Uploads are retried by the client, `create_repo`, `whoami`,
+`create_tag` and the commit itself are not.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 from httpx2 import ConnectError, HTTPError, TimeoutException, TransportError
@@ -29,6 +30,8 @@ TIMEOUT = "LORA_DPO_HUB_TIMEOUT"
 """Environment variable: seconds after which a Hub that says nothing counts as gone."""
 _TIMEOUT_SECONDS = 60.0
 WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0)
+RETRIED_BY_THE_CLIENT = 2
+"""How often calls are made that the client itself makes six times."""
 _LONGEST_WAIT_SECONDS = 300
 _PASSING = (408, 422, 429, 500, 502, 503, 504)
 """Statuses that another try may mend; 422 is what the Hub says of a file that has changed on its way."""
@@ -63,6 +66,19 @@ def timeout_seconds() -> float:
     return seconds
 
 
+class _Impatient(httpx2.Client):
+    """A session in which no call waits without end, though it asks for that."""
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Sends a request."""
+        asked = request.extensions.get("timeout", {})
+        usual = self.timeout.as_dict()
+        request.extensions["timeout"] = {
+            part: usual[part] if asked.get(part) is None else asked[part] for part in usual
+        }
+        return super().send(request, **options)
+
+
 @contextmanager
 def hub_session(token: str | None) -> Iterator[None]:
     """Makes all calls to the Hub in its block wait no longer than the timeout, and keeps secrets out of what is logged.
@@ -71,7 +87,7 @@ def hub_session(token: str | None) -> Iterator[None]:
         token: What must not be seen.
     """
     seconds = timeout_seconds()
-    set_client_factory(lambda: httpx2.Client(follow_redirects=True, timeout=seconds))
+    set_client_factory(lambda: _Impatient(follow_redirects=True, timeout=seconds))
     discreet = _Discreet(token)
     handlers = logging.getLogger("huggingface_hub").handlers + logging.getLogger().handlers
     for handler in handlers:

@@ -21,12 +21,14 @@ class Licence:
         link: Its text.
         notice: What its terms ask of whoever publishes a derived model.
         why: How it was found.
+        name: What it is called where the Hub has no name of it, and calls it `other`.
     """
 
     identifier: str | None
     link: str | None = None
     notice: str | None = None
     why: str = ""
+    name: str | None = None
 
     def remark(self, base: str) -> str:
         """Returns what the user is told of it."""
@@ -109,7 +111,7 @@ def _by_card(folder: Path | None) -> Licence | None:
     named = {match["part"]: match["value"] for match in _LINES.finditer(block[1] if block else "")}
     if None not in named:
         return None
-    return Licence(named[None], named.get("_link"), None, "its card says so")
+    return Licence(named[None], named.get("_link"), None, "its card says so", named.get("_name"))
 
 
 def config_of(folder: Path | None) -> dict[str, Any]:

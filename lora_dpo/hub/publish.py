@@ -10,6 +10,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from lora_dpo.console import note
 from lora_dpo.errors import UserError
 from lora_dpo.hub.client import (
+    RETRIED_BY_THE_CLIENT,
     WAITS_SECONDS,
     brief,
     explain,
@@ -23,8 +24,6 @@ from lora_dpo.hub.package import File, Package
 from lora_dpo.hub.preflight import Plan
 from lora_dpo.hub.remote import Remote
 
-_UPLOAD_TRIES = 3
-"""Beside those of the client, which retries each part of an upload by itself."""
 _RACE = (409, 412)
 
 
@@ -104,7 +103,7 @@ def _commit(remote: Remote, package: Package, plan: Plan, parent: str) -> str:
         lambda: remote.api.preupload_lfs_files(**where, additions=additions, free_memory=False),
         sending,
         token=remote.token,
-        tries=_UPLOAD_TRIES,
+        tries=RETRIED_BY_THE_CLIENT,
     )
     operations: Sequence[CommitOperationAdd | CommitOperationDelete] = [
         *additions,

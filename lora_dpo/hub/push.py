@@ -22,7 +22,8 @@ from lora_dpo.hub.pending import Pending, all_pending, pending_folder, prepare
 from lora_dpo.hub.preflight import Plan, check_online, find_token, inspect, required_token
 from lora_dpo.hub.publish import publish
 from lora_dpo.hub.remote import Remote, Target
-from lora_dpo.hub.subject import Subject, find_subject
+from lora_dpo.hub.subject import Subject, Which, find_subject, hub_section
+from lora_dpo.recipe.schema import HubSection
 
 _FILES_SHOWN = 40
 
@@ -44,31 +45,45 @@ class Manner:
     verify_load: bool = False
 
 
-def push(word: str, repo: str | None, wishes: Wishes, manner: Manner) -> None:
+def push(word: str, repo: str | None, wishes: Wishes, manner: Manner, hub: HubSection | None = None) -> None:
     """Publishes a run, an adapter or a model.
 
     Args:
         word: Run folder, or folder of an adapter or a model.
-        repo: Where to, `user/name`; None is what the run's recipe says.
-        wishes: How; what is None is what the run's recipe says.
+        repo: Where to, `user/name`; None is what the recipe says.
+        wishes: How; what is None is what the recipe says.
         manner: How far.
+        hub: The recipe's section; None is that of the run.
 
     Raises:
         UserError: A check failed, or the Hub refused. Nothing is published then.
     """
     load_token()
-    subject = find_subject(word, wishes.which)
-    if wishes.which is None and subject.hub.what != "auto":
-        subject = find_subject(word, subject.hub.what)
-    target = _target(subject, repo, wishes)
-    target.check()
-    package = pack(subject, target.repo, wishes.completed(subject.hub), find_token())
+    hub = hub or hub_section(word)
+    subject, completed = find_subject(word, wishes.which or _what(hub)), wishes.completed(hub)
+    target = _target(repo or hub.repo, completed)
+    package = pack(subject, target.repo, completed, find_token())
     if manner.prepare:
         _show(package, target, None)
         note(f"Kept in {prepare(target, package)}. On a machine with a network: lora-dpo push --pending")
         return
-    with_verification = _verification(subject, package) if manner.verify_load else None
-    send(target, package, manner, with_verification)
+    send(target, package, manner, _verification(subject, package) if manner.verify_load else None)
+
+
+def check_beforehand(hub: HubSection, *, offline: bool) -> None:
+    """Checks what can be known of a push before there is anything to publish.
+
+    Args:
+        hub: The recipe's section.
+        offline: Whether the push will only be prepared, which needs no token.
+
+    Raises:
+        UserError: The names are none, or there is no token.
+    """
+    load_token()
+    _target(hub.repo, Wishes().completed(hub))
+    if not offline:
+        required_token()
 
 
 def card_of(word: str, repo: str | None, wishes: Wishes) -> str:
@@ -82,9 +97,9 @@ def card_of(word: str, repo: str | None, wishes: Wishes) -> str:
     Raises:
         UserError: There is nothing there, or the template has a mistake.
     """
-    subject = find_subject(word, wishes.which)
-    completed = wishes.completed(subject.hub)
-    facts = facts_of(subject, repo or subject.hub.repo or f"YOUR_NAME/{subject.name}", completed)
+    hub = hub_section(word)
+    subject, completed = find_subject(word, wishes.which or _what(hub)), wishes.completed(hub)
+    facts = facts_of(subject, repo or hub.repo or f"YOUR_NAME/{subject.name}", completed)
     return render_card(subject, facts, None if completed.template is None else Path(completed.template).expanduser())
 
 
@@ -155,14 +170,18 @@ def _sent(one: Pending, manner: Manner) -> bool:
     return True
 
 
-def _target(subject: Subject, repo: str | None, wishes: Wishes) -> Target:
-    completed = wishes.completed(subject.hub)
-    name = repo or subject.hub.repo
-    if name is None:
+def _what(hub: HubSection) -> Which | None:
+    return None if hub.what == "auto" else hub.what
+
+
+def _target(repo: str | None, wishes: Wishes) -> Target:
+    if repo is None:
         raise UserError(
             "It is not said where to publish.", fix="Give the repository: lora-dpo push FOLDER user/name (or hub.repo)."
         )
-    return Target(name, "model", bool(completed.private), completed.revision, completed.tag)
+    target = Target(repo, "model", bool(wishes.private), wishes.revision, wishes.tag)
+    target.check()
+    return target
 
 
 def _verification(subject: Subject, package: Package) -> Callable[[Remote, str], None]:

@@ -10,7 +10,7 @@ import torch
 
 from lora_dpo.console import note
 from lora_dpo.errors import UserError
-from lora_dpo.hub.client import patiently
+from lora_dpo.hub.client import RETRIED_BY_THE_CLIENT, patiently
 from lora_dpo.hub.package import File, Package
 from lora_dpo.hub.remote import Remote
 from lora_dpo.hub.subject import Subject
@@ -39,6 +39,7 @@ def check_loads(remote: Remote, commit: str, subject: Subject, package: Package)
             lambda: remote.api.snapshot_download(remote.target.repo, revision=commit, local_dir=fetched),
             f"fetching {remote.target.repo}",
             token=remote.token,
+            tries=RETRIED_BY_THE_CLIENT,
         )
         for file in package.files:
             if not (fetched / file.path).is_file() or File.at(file.path, fetched / file.path).sha256 != file.sha256:

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, RepoFile
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from lora_dpo.errors import UserError
-from lora_dpo.hub.client import patiently, status_of, timeout_seconds
+from lora_dpo.hub.client import RETRIED_BY_THE_CLIENT, patiently, status_of
 from lora_dpo.hub.package import MANIFEST, File
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ class Remote:
         def ask() -> str | None:
             try:
                 revised = revision or self.target.revision
-                return self.api.repo_info(**self._where, revision=revised, timeout=timeout_seconds()).sha
+                return self.api.repo_info(**self._where, revision=revised).sha
             except (RepositoryNotFoundError, RevisionNotFoundError) as error:
                 # The Hub says 401 of a private repository to a token that may not see it, and of a token that is none.
                 if status_of(error) == 404:
@@ -118,7 +118,7 @@ class Remote:
     def is_private(self) -> bool:
         """Returns whether it is private."""
         ask = self.api.repo_info
-        info = self._patiently(lambda: ask(**self._where, timeout=timeout_seconds()), f"looking at {self.target.repo}")
+        info = self._patiently(lambda: ask(**self._where), f"looking at {self.target.repo}")
         return bool(info.private)
 
     def check_may_write(self) -> None:
@@ -138,7 +138,7 @@ class Remote:
                 if isinstance(entry, RepoFile)
             }
 
-        return self._patiently(ask, f"listing the files of {self.target.repo}")
+        return self._patiently(ask, f"listing the files of {self.target.repo}", tries=RETRIED_BY_THE_CLIENT)
 
     def tags(self) -> dict[str, str]:
         """Returns the commit of each tag."""
@@ -156,7 +156,8 @@ class Remote:
                 return Path(fetched).read_text(encoding="utf-8")
 
         try:
-            content = json.loads(self._patiently(ask, f"reading what {self.target.repo} has"))
+            text = self._patiently(ask, f"reading what {self.target.repo} has", tries=RETRIED_BY_THE_CLIENT)
+            content = json.loads(text)
             files = content["files"] if content["made_by"].startswith("lora-dpo") else {}
         except (ValueError, TypeError, KeyError, AttributeError):
             return {}
@@ -185,23 +186,26 @@ class Remote:
         """Sets a tag; one that is there must be on the same commit.
 
         Raises:
-            UserError: It is on another one.
+            UserError: It is on another one, or was not set.
         """
         self._patiently(
             lambda: self.api.create_tag(**self._where, tag=tag, revision=commit, exist_ok=True),
             f"setting the tag {tag}",
         )
-        if (found := self.tags().get(tag)) not in (None, commit):
+        found = self.tags().get(tag)
+        if found is None:
+            raise UserError(f"The Hub did not set the tag {tag} of {self.target.repo}.", fix="Push again.")
+        if found != commit:
             raise tag_error(tag, self.target.repo, found)
 
-    def _patiently(self, call: Callable[[], T], what: str) -> T:
-        return patiently(call, what, token=self.token)
+    def _patiently(self, call: Callable[[], T], what: str, **tries: int) -> T:
+        return patiently(call, what, token=self.token, **tries)
 
 
-def tag_error(tag: str, repo: str, commit: str | None) -> UserError:
+def tag_error(tag: str, repo: str, commit: str) -> UserError:
     """Returns the error for a tag that stands for something else already."""
     return UserError(
-        f"The tag {tag} of {repo} is on another version, {str(commit)[:8]}.",
+        f"The tag {tag} of {repo} is on another version, {commit[:8]}.",
         why="A tag is what others rely on, so it is never moved.",
         fix="Choose another --tag.",
     )

@@ -19,7 +19,7 @@ _SECRETS = {
     "a Slack token": re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{10,}"),
     "a Weights & Biases key": re.compile(r"WANDB_API_KEY\W{1,4}[0-9a-f]{40}\b"),
 }
-_SOMEBODY_S = re.compile(r"(?<![\w.:/-])/(?:home|Users|root|scratch|gpfs|lustre|nfs)\d*/[\w.-]+")
+_SOMEBODY_S = re.compile(r"(?<![\w.:/-])/(?:home|Users|root|scratch|gpfs|lustre|nfs)\d*/[\w.-][^\s\"',:)]*")
 """A folder of a person, on most clusters."""
 _PLACES = ("HOME", "SCRATCH", "WORK", "TMPDIR", "HF_HOME", "XDG_CACHE_HOME", "LORA_DPO_CACHE")
 _QUOTES = ("report.json", "report.md", "README.md", ".jsonl")

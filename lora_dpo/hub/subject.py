@@ -49,11 +49,6 @@ class Subject:
         return safe_name(self.run.path.name if self.run is not None else self.folder.resolve().name)
 
     @property
-    def hub(self) -> HubSection:
-        """What the run's recipe says of publishing."""
-        return HubSection() if self.run is None else self.run.load_recipe().hub
-
-    @property
     def recipe(self) -> Recipe | None:
         """The recipe of the last training; None where it is not known, or another version's."""
         try:
@@ -87,6 +82,12 @@ def find_subject(word: str, which: Which | None) -> Subject:
         raise UserError(f"{word} is {what}, so --{which} does not go with it.", fix="Leave it out.")
     subject = Subject(kind, path, None, read_record(path))
     return Subject(kind, path, _run_of(subject), subject.record)
+
+
+def hub_section(word: str) -> HubSection:
+    """Returns what a run's recipe says of publishing; the usual where it is no run."""
+    run = find(word).run
+    return HubSection() if run is None else run.load_recipe().hub
 
 
 def _of_run(run: RunFolder, which: Which | None) -> Subject:
