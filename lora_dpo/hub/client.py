@@ -12,13 +12,14 @@ import logging
 import os
 import re
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import httpx2
 from httpx2 import ConnectError, HTTPError, TimeoutException, TransportError
-from huggingface_hub import constants, set_client_factory
+from huggingface_hub import constants, get_session, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from lora_dpo.console import note
@@ -33,6 +34,8 @@ WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0)
 RETRIED_BY_THE_CLIENT = 2
 """How often calls are made that the client itself makes six times."""
 _LONGEST_WAIT_SECONDS = 300
+_SENDS_THROUGH_XET = "_upload_xet_files"
+"""The client's function that does."""
 _PASSING = (408, 422, 429, 500, 502, 503, 504)
 """Statuses that another try may mend; 422 is what the Hub says of a file that has changed on its way."""
 _HINTS = {
@@ -86,8 +89,8 @@ def hub_session(token: str | None) -> Iterator[None]:
     Args:
         token: What must not be seen.
     """
-    seconds = timeout_seconds()
-    set_client_factory(lambda: _Impatient(follow_redirects=True, timeout=seconds))
+    seconds, hooks = timeout_seconds(), get_session().event_hooks
+    set_client_factory(lambda: _Impatient(event_hooks=hooks, follow_redirects=True, timeout=seconds))
     discreet = _Discreet(token)
     handlers = logging.getLogger("huggingface_hub").handlers + logging.getLogger().handlers
     for handler in handlers:
@@ -97,7 +100,7 @@ def hub_session(token: str | None) -> Iterator[None]:
     finally:
         for handler in handlers:
             handler.removeFilter(discreet)
-        set_client_factory(lambda: httpx2.Client(follow_redirects=True, timeout=None))
+        set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=None))
 
 
 def patiently(call: Callable[[], T], what: str, *, token: str | None, tries: int = len(WAITS_SECONDS) + 1) -> T:
@@ -133,7 +136,13 @@ def is_of_the_hub(error: BaseException) -> bool:
     """Returns whether an exception is about the Hub or the way to it, however the client wrapped it."""
     hub = (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, json.JSONDecodeError)
     of_the_client = isinstance(error, ValueError) and "LFS batch API" in str(error)
-    return of_the_client or "Xet" in type(error).__name__ or any(isinstance(seen, hub) for seen in _chain(error))
+    return of_the_client or is_of_xet(error) or any(isinstance(seen, hub) for seen in _chain(error))
+
+
+def is_of_xet(error: BaseException) -> bool:
+    """Returns whether an exception was raised while files were sent through Xet, whose errors are Python's own."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_name == _SENDS_THROUGH_XET for frame, _ in frames)
 
 
 def is_passing(error: BaseException) -> bool:
@@ -164,7 +173,7 @@ def explain(error: BaseException, what: str, token: str | None) -> UserError:
     chain, status, end = list(_chain(error)), status_of(error), constants.ENDPOINT
     if any(isinstance(seen, OfflineModeIsEnabled) for seen in chain):
         return offline_error()
-    if "Xet" in "".join(f"{type(seen).__name__}{seen}" for seen in chain):
+    if is_of_xet(error):
         return UserError(
             f"{what}: {without_secrets(brief(error), token)}.",
             why=f"Large files go through Xet, which {end} may not have.",
