@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,11 +191,11 @@ def _sources(recipe: Recipe) -> list[str]:
     return [source.path for source in section.sources()]
 
 
-def _pictures(subject: Subject) -> dict[str, str]:
-    """Returns the pictures by name, as they stand in the repository."""
+def _pictures(subject: Subject) -> dict[str, str | None]:
+    """Returns the pictures by name, as they stand in the repository; None of those that were not drawn."""
     folder = subject.folder / TRAINING / "plots" if subject.run is None else subject.run.plots
-    shown: Sequence[str] = ("evaluation", "training")
-    return {name: f"{TRAINING}/plots/{name}.png" for name in shown if (folder / f"{name}.png").is_file()}
+    files = {name: folder / f"{name}.png" for name in ("evaluation", "training")}
+    return {name: f"{TRAINING}/plots/{file.name}" if file.is_file() else None for name, file in files.items()}
 
 
 def _is_chat(subject: Subject, recipe: Recipe | None) -> bool:

@@ -70,14 +70,13 @@ def timeout_seconds() -> float:
 
 
 class _Impatient(httpx2.Client):
-    """A session in which no call waits without end, though it asks for that."""
+    """A session in which no call waits longer than the timeout, though some ask for no end."""
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Sends a request."""
-        asked = request.extensions.get("timeout", {})
-        usual = self.timeout.as_dict()
+        asked, longest = request.extensions.get("timeout", {}), self.timeout.as_dict()
         request.extensions["timeout"] = {
-            part: usual[part] if asked.get(part) is None else asked[part] for part in usual
+            part: seconds if asked.get(part) is None else min(asked[part], seconds) for part, seconds in longest.items()
         }
         return super().send(request, **options)
 

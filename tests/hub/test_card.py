@@ -75,6 +75,18 @@ def test_an_adapter_of_unknown_origin_has_a_short_card_that_says_so(tmp_path: Pa
     assert "## How to reproduce it" not in found.text
 
 
+def test_an_adapter_without_its_run_still_says_how_it_was_trained(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a")
+    recipe = small_recipe("org/base", tmp_path).model_dump(mode="json")
+    known = {"stage": "dpo", "model": {"name": "org/base", "weights_sha256": None}, "recipe": recipe}
+    write_json(folder / "provenance.json", known)
+    text = card(find_subject(str(folder), None)).text
+    assert "| method | LoRA, r 4, alpha 8 |" in text
+    assert "It comes without a report" in text
+    assert "has the recipe, and the hashes" in text
+    assert "training.png" not in text
+
+
 def test_a_base_that_is_not_on_the_hub_is_no_base_model(tmp_path: Path) -> None:
     found = card(find_subject(str(model(tmp_path / "m")), None), base=None)
     assert found.data.get("base_model") is None
