@@ -173,21 +173,22 @@ def test_a_second_push_sends_only_what_had_not_arrived(push) -> None:
 
 
 def test_somebody_else_commits_in_between(push) -> None:
-    from huggingface_hub import CommitOperationAdd, HfApi
-
     ready = push(new=False)
-    api = HfApi(token=TOKEN)
-    real = api.create_commit
 
     class Meddling(Fault):
+        """Is no fault: just before our commit it makes another one."""
+
         def strikes(self, endpoint: str) -> bool:
             if endpoint == "commit" and self.times:
                 self.times = 0
-                operations = [CommitOperationAdd("notes.txt", b"mine")]
-                real("me/model", operations, commit_message="theirs")
+                repository = ready.hub.repository("me/model")
+                files = {**repository.files("main"), "notes.txt": repository.put_blob(b"mine")}
+                repository.commit("main", "theirs", files, repository.head("main"))
             return False
 
-    ready.hub.faults = [Meddling("commit", times=1)]
+    ready.hub.faults = [Meddling("commit")]
     with pytest.raises(UserError, match="Somebody else has changed me/model in the meantime"):
         ready.go()
     assert ready.published == {**ready.old, "notes.txt": b"mine"}
+    ready.go()
+    assert ready.published == {**contents(ready.new), "notes.txt": b"mine"}
