@@ -12,6 +12,7 @@ import typer
 from lora_dpo import __version__
 from lora_dpo.console import errors_end_the_program, note, out, set_up_logging
 from lora_dpo.credentials import load_token
+from lora_dpo.files import write_text
 
 app = typer.Typer(
     add_completion=False,
@@ -43,6 +44,23 @@ TopP = Annotated[float, typer.Option(help="Draw from the most likely tokens with
 TopK = Annotated[int, typer.Option(help="Draw from this many of the most likely tokens; 0: off.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Makes tokens that are there already less likely; 1: off.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the command, but do not run it.")]
+Private = Annotated[
+    bool | None, typer.Option("--private/--public", help="Who sees a new repository; private if not said.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Tag = Annotated[str | None, typer.Option(metavar="TAG", help="Tag of this version, such as v1.")]
+License = Annotated[
+    str | None,
+    typer.Option(
+        "--license", metavar="NAME", help="The Hub's name of the licence, where it is not known from the base."
+    ),
+]
+BaseOnHub = Annotated[
+    str | None, typer.Option(metavar="HUB_ID", help="The base on the Hub, where the recipe names a folder or a file.")
+]
+Template = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Jinja template of the card, instead of the package's.")
+]
 
 
 def _examples(*commands: str) -> str:
@@ -78,6 +96,7 @@ def quickstart(context: typer.Context, overrides: Overrides = None, overwrite: O
         "lora-dpo run recipes/tinyllama_sft_dpo.yaml",
         "lora-dpo run smollm2_sft_dpo data.path=pairs.jsonl sft.path=answers.jsonl --through dpo",
         "lora-dpo run recipes/gemma2_9b_truthfulqa.yaml merge.dtype=bfloat16 --dry-run",
+        "lora-dpo run recipes/quickstart.yaml hub.repo=me/smollm2-truthful",
     )
 )
 def run(
@@ -85,14 +104,14 @@ def run(
     recipe: RecipePath,
     overrides: Overrides = None,
     through: Annotated[
-        Literal["sft", "dpo", "merge"] | None,
+        Literal["sft", "dpo", "merge", "push"] | None,
         typer.Option(help="The last stage; all that the recipe has if not given."),
     ] = None,
     overwrite: Overwrite = False,
     processes: Processes = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Carry out all stages of a recipe: SFT where it has one, DPO with its report, and the merged model.
+    """Carry out all stages of a recipe: SFT where it has one, DPO with its report, the merged model, publication.
 
     What is complete is not done again: the same command goes on where it stopped.
     """
@@ -401,6 +420,124 @@ def generate(
     run_generate(Request(found, source, Path(output).expanduser(), sampling, system, batch_size, overwrite=overwrite))
 
 
+@app.command(
+    epilog=_examples(
+        "lora-dpo push runs/quickstart me/my-model --dry-run",
+        "lora-dpo push runs/quickstart me/my-adapter --adapter --tag v1 --public",
+        "lora-dpo push merged me/my-model --yes --verify-load",
+        "lora-dpo push runs/quickstart me/my-model --prepare   (in a job without network)",
+        "lora-dpo push --pending   (on a login node)",
+    )
+)
+def push(
+    source: Annotated[
+        str | None, typer.Argument(metavar="DIR_OR_RUN", help="Run, or folder of an adapter or a model.")
+    ] = None,
+    repo: Annotated[
+        str | None, typer.Argument(metavar="USER/NAME", help="Where to; hub.repo of the run's recipe if not given.")
+    ] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Of a run, the adapter.")] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="Of a run, the merged model; taken if it is there.")] = False,
+    private: Private = None,
+    tag: Tag = None,
+    revision: Annotated[str, typer.Option(metavar="BRANCH", help="Branch; made if it is not there.")] = "main",
+    base_model: BaseOnHub = None,
+    license: License = None,
+    template: Template = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show it, but publish nothing.")
+    ] = False,
+    yes: Yes = False,
+    verify_load: Annotated[
+        bool, typer.Option("--verify-load", help="Fetch and load it at the end, and compare it with the local one.")
+    ] = False,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Check it and keep it for --pending; needs no network and no token.")
+    ] = False,
+    pending: Annotated[bool, typer.Option("--pending", help="Publish all that was prepared.")] = False,
+) -> None:
+    """Publish a run's model or adapter on the Hub, with its card: checked first, then in one commit or not at all.
+
+    The same command again sends only what is missing, and does nothing where nothing has changed.
+    """
+    from lora_dpo.errors import UserError
+    from lora_dpo.hub.packing import Wishes
+    from lora_dpo.hub.push import Manner, push_pending
+    from lora_dpo.hub.push import push as run_push
+
+    if adapter and merged or prepare and pending or (pending and source is not None) or not (pending or source):
+        raise UserError(
+            "Say what to publish: DIR_OR_RUN with at most one of --adapter and --merged, or --pending alone.",
+            fix="Examples: lora-dpo push --help",
+        )
+    manner = Manner(yes=yes, dry_run=dry_run, prepare=prepare, verify_load=verify_load)
+    if source is None:
+        push_pending(manner)
+        return
+    which: Literal["adapter", "merged"] | None = "adapter" if adapter else "merged" if merged else None
+    run_push(source, repo, Wishes(which, private, revision, tag, base_model, license, template), manner)
+
+
+@app.command(
+    epilog=_examples(
+        "lora-dpo card runs/quickstart",
+        "lora-dpo card runs/quickstart me/my-adapter --adapter --template card.md.jinja -o README.md",
+    )
+)
+def card(
+    source: Annotated[str, typer.Argument(metavar="DIR_OR_RUN", help="Run, or folder of an adapter or a model.")],
+    repo: Annotated[
+        str | None, typer.Argument(metavar="USER/NAME", help="What the card says it is published as.")
+    ] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Of a run, the adapter.")] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="Of a run, the merged model; taken if it is there.")] = False,
+    base_model: BaseOnHub = None,
+    license: License = None,
+    template: Template = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Where it goes; printed if not given.")
+    ] = None,
+) -> None:
+    """Write the model card that would be published; nothing is asked of the Hub."""
+    from lora_dpo.hub.packing import Wishes
+    from lora_dpo.hub.push import card_of
+
+    which: Literal["adapter", "merged"] | None = "adapter" if adapter else "merged" if merged else None
+    wishes = Wishes(which, base=base_model, licence=license, template=template)
+    text = card_of(source, repo, wishes)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_text(Path(output).expanduser(), text)
+
+
+@app.command(
+    "push-data",
+    epilog=_examples(
+        "lora-dpo push-data preferences.jsonl me/my-preferences --license cc-by-4.0",
+        "lora-dpo push-data pairs.csv me/my-preferences --public --yes",
+    ),
+)
+def push_data(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="Preferences, in any format that recipes take.")],
+    repo: Annotated[str, typer.Argument(metavar="USER/NAME", help="Where to.")],
+    private: Private = None,
+    tag: Tag = None,
+    license: License = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show it, but publish nothing.")
+    ] = False,
+    yes: Yes = False,
+) -> None:
+    """Publish preferences on the Hub as a data set that every trainer reads, with a card."""
+    from lora_dpo.hub.dataset import push_data as run_push_data
+    from lora_dpo.hub.push import Manner
+    from lora_dpo.hub.remote import Target
+
+    target = Target(repo, "dataset", private is not False, tag=tag)
+    run_push_data(source, target, license, Manner(yes=yes, dry_run=dry_run))
+
+
 @app.command(epilog=_examples("lora-dpo plot runs/quickstart"))
 def plot(run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Draw the pictures of a run's training and evaluation again."""
@@ -431,7 +568,7 @@ def _run(
     context: typer.Context,
     recipe: str,
     overrides: list[str] | None,
-    through: Literal["sft", "dpo", "merge"] | None,
+    through: Literal["sft", "dpo", "merge", "push"] | None,
     **options: Any,
 ) -> None:
     load_token()

@@ -15,7 +15,7 @@ from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import PRECISIONS, Recipe
 from lora_dpo.recipe.stages import stage_recipe
 
-Step = Literal["sft", "dpo", "merge"]
+Step = Literal["sft", "dpo", "merge", "push"]
 
 
 def run(request: Request, through: Step | None = None) -> int:
@@ -33,6 +33,8 @@ def run(request: Request, through: Step | None = None) -> int:
     """
     recipe = load_recipe(request.recipe, request.overrides)
     steps = _steps(recipe, through)
+    if "push" in steps and not request.dry_run:
+        _check_may_push(recipe)
     complete = []
     for number, step in enumerate(steps, start=1):
         title = f"Stage {number} of {len(steps)}, {step}"
@@ -41,27 +43,34 @@ def run(request: Request, through: Step | None = None) -> int:
             complete.append(step)
             continue
         err.print(f"{title}:")
-        code = _merge(recipe, dry=request.dry_run) if step == "merge" else train(replace(request, stage=step))
-        if code:
+        if step == "merge":
+            _merge(recipe, dry=request.dry_run)
+        elif step == "push":
+            _push(recipe, dry=request.dry_run)
+        elif code := train(replace(request, stage=step)):
             return code
-    if complete == steps and steps[-1] != "sft":
+    if complete == [step for step in steps if step != "push"] and steps[-1] != "sft":
         _show_again(recipe)
     return 0
 
 
 def _steps(recipe: Recipe, through: Step | None) -> list[Step]:
     steps: list[Step] = ["sft", "dpo", "merge"] if recipe.sft.path is not None else ["dpo", "merge"]
+    if recipe.hub.repo is not None and recipe.evaluation.folds is None:
+        steps.append("push")
     if why := _not_merged(recipe):
         steps.remove("merge")
         if through in (None, "merge"):
             note(f"There is no stage merge: {why}")
-    if through is None or (through == "merge" and why):
+    if through == "merge" and why:
+        return [step for step in steps if step != "push"]
+    if through is None:
         return steps
     if through not in steps:
         raise UserError(
             f"--through {through}, but the recipe has no such stage.",
-            why="sft.path is null.",
-            fix="Name the data with sft.path=FILE, or leave --through out.",
+            why="hub.repo is null." if through == "push" else "sft.path is null.",
+            fix=f"Set {'hub.repo=user/name' if through == 'push' else 'sft.path=FILE'}, or leave --through out.",
         )
     return steps[: steps.index(through) + 1]
 
@@ -80,6 +89,8 @@ def _place(recipe: Recipe, step: Step) -> str:
 
 
 def _is_complete(recipe: Recipe, step: Step) -> bool:
+    if step == "push":
+        return False  # the Hub is asked, and nothing is sent where nothing has changed
     if step == "merge":
         return _is_merged(recipe)
     own = stage_recipe(recipe, step)
@@ -120,7 +131,31 @@ def _brief(value: Any) -> str:
     return " and ".join(str(digest)[:12] for digest in value) or "unknown" if isinstance(value, list) else str(value)
 
 
-def _merge(recipe: Recipe, *, dry: bool) -> int:
+def _check_may_push(recipe: Recipe) -> None:
+    """Checks what can be known of the last stage before the first one begins."""
+    from huggingface_hub import constants
+
+    from lora_dpo.hub.push import check_beforehand
+
+    if constants.HF_HUB_OFFLINE:
+        note("HF_HUB_OFFLINE is set: the last stage prepares the push, for `lora-dpo push --pending`.")
+    check_beforehand(recipe.hub, offline=constants.HF_HUB_OFFLINE)
+
+
+def _push(recipe: Recipe, *, dry: bool) -> None:
+    run, hub = RunFolder.of(recipe), recipe.hub
+    if dry:
+        err.print(f"$ {shlex.join(['lora-dpo', 'push', str(run.path), str(hub.repo), '--yes'])}", soft_wrap=True)
+        return
+    from huggingface_hub import constants
+
+    from lora_dpo.hub.packing import Wishes
+    from lora_dpo.hub.push import Manner, push
+
+    push(str(run.path), hub.repo, Wishes(), Manner(yes=True, prepare=constants.HF_HUB_OFFLINE), hub)
+
+
+def _merge(recipe: Recipe, *, dry: bool) -> None:
     run, section = RunFolder.of(recipe), recipe.merge
     if dry:
         short = {name: word for word, name in PRECISIONS.items()}
@@ -129,7 +164,7 @@ def _merge(recipe: Recipe, *, dry: bool) -> int:
         err.print(
             f"$ {shlex.join(['lora-dpo', 'merge', str(run.path), '-o', str(run.merged), *options])}", soft_wrap=True
         )
-        return 0
+        return
     from lora_dpo.merging.merge import Request as MergeRequest
     from lora_dpo.merging.merge import merge
     from lora_dpo.merging.report import print_merge
@@ -137,7 +172,6 @@ def _merge(recipe: Recipe, *, dry: bool) -> int:
     dtype = None if section.dtype == "auto" else section.dtype
     onto = None if section.onto == "auto" else section.onto
     print_merge(merge(MergeRequest([str(run.path)], run.merged, dtype, onto)), run.merged)
-    return 0
 
 
 def _show_again(recipe: Recipe) -> None:

@@ -49,7 +49,33 @@ def test_takes_the_stages_that_the_recipe_has(recipe: Path, capsys: pytest.Captu
     assert "Stage 1 of 1, dpo:" in rest
 
 
+def test_publishes_last_where_the_recipe_says_where(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stages(capsys, "sft.path=null", "hub.repo=me/x")[-1] == "Stage 3 of 3, push:"
+    assert stages(capsys, "sft.path=null", "hub.repo=me/x", through="merge")[-1] == "Stage 2 of 2, merge:"
+    assert stages(capsys, "adapter.method=full", "hub.repo=me/x")[-1] == "Stage 3 of 3, push:"
+    folds = ("sft.path=null", "hub.repo=me/x", "evaluation.folds=3")
+    assert not any("push" in line for line in stages(capsys, *folds))
+    run(Request("all.yaml", ("train.strategy=single", "hub.repo=me/x"), dry_run=True))
+    assert "$ lora-dpo push runs/all me/x --yes" in capsys.readouterr().err
+
+
+def test_a_push_that_cannot_be_is_refused_before_anything_is_trained(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("lora_dpo.hub.preflight.get_token", lambda: None)
+    with pytest.raises(UserError, match="There is no Hub token"):
+        run(Request("all.yaml", ("hub.repo=me/x",)))
+    with pytest.raises(UserError, match="cannot be a repository on the Hub"):
+        run(Request("all.yaml", ("hub.repo=x",)))
+    assert not Path("runs").exists()
+
+
 def test_a_stage_that_the_recipe_has_not_is_refused(recipe: Path) -> None:
+    with pytest.raises(UserError, match="--through push, but the recipe has no such stage"):
+        run(Request("all.yaml"), "push")
     with pytest.raises(UserError, match="--through sft, but the recipe has no such stage"):
         run(Request("all.yaml", ("sft.path=null",)), "sft")
 

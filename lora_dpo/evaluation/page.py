@@ -39,7 +39,7 @@ def markdown(content: Mapping[str, Any], summary: str, pictures: Sequence[Path],
     lines += _section("What to keep in mind", content["caveats"])
     lines += _picture(shown, "evaluation")
     for title, examples in (("What got better", "improved"), ("What got worse", "worse")):
-        lines += _section(title, map(_example, content["examples"][examples]))
+        lines += _section(title, map(example_line, content["examples"][examples]))
     lines += [*_samples(content), *_prompt(content)]
     training = _picture(shown, "training")
     lines += ["## Training", "", *training] if training else []
@@ -76,7 +76,8 @@ def _section(title: str, points: Iterator[str] | Sequence[str]) -> Iterator[str]
         yield from (f"## {title}", "", *points, "")
 
 
-def _example(example: Mapping[str, Any]) -> str:
+def example_line(example: Mapping[str, Any]) -> str:
+    """Returns a question that changed much, before and after, in a line of Markdown."""
     name, form = _METRICS[example["metric"]]
     change = f"{form.format(example['before'])} -> {form.format(example['after'])}"
     texts = "; ".join(f"{which}: *{one_line(text)}*" for which, text in example["texts"].items())

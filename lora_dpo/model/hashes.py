@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from transformers.utils import cached_file
-
 from lora_dpo.console import tracked
 from lora_dpo.files import write_whole
 from lora_dpo.model.cache import cache_folder
@@ -100,6 +98,8 @@ def _folder(path: str, revision: str | None) -> Path | None:
         return None
     if (folder := Path(path).expanduser()).is_dir():
         return folder
+    from transformers.utils import cached_file  # slow to import, and not needed for folders
+
     for name in ("config.json", "adapter_config.json"):
         with suppress(OSError, ValueError):  # not in the Hub's cache, or no name that the Hub could have
             return Path(cached_file(path, name, revision=revision or "main", local_files_only=True)).parent

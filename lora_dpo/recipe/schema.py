@@ -453,10 +453,22 @@ class MergeSection(Section):
 
 
 class HubSection(Section):
-    """Where the result is published; read by `lora-dpo push` of a later version."""
+    """Where and how the result is published, by the last stage of `lora-dpo run` and by `lora-dpo push`."""
 
     repo: str | None = Field(None, description="Repository, user/name; null publishes nothing.")
-    private: bool = Field(True, description="Whether a new repository is private.")
+    private: bool = Field(True, description="Whether a new repository is private; one that is there stays as it is.")
+    what: Literal["auto", "adapter", "merged"] = Field(
+        "auto", description="What of the run is published. auto: the merged model if there is one, else the adapter."
+    )
+    tag: str | None = Field(None, min_length=1, description="Tag of the published version; null sets none.")
+    base_model: str | None = Field(
+        None,
+        description="Hub id of the base, for the card, where model.name is a folder or a file; null is model.name.",
+    )
+    license: str | None = Field(
+        None, description="The Hub's name of the licence, such as apache-2.0; null takes the base's, where it is known."
+    )
+    template: str | None = Field(None, description="Jinja template of the model card; null is the package's own.")
 
 
 class Recipe(Section):

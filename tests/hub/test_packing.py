@@ -1,0 +1,125 @@
+"""What is published of runs and folders, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lora_dpo.errors import UserError
+from lora_dpo.files import write_json
+from lora_dpo.hub.packing import Wishes
+from lora_dpo.hub.subject import find_subject
+from lora_dpo.recipe.run_folder import RunFolder
+from tests.hub.folders import adapter, contents, model, package
+
+
+def test_a_folder_travels_with_a_card_and_a_manifest_of_all_else(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a")
+    (folder / "README.md").write_text("what PEFT writes")
+    packed = package(folder)
+    files = contents(packed)
+    assert sorted(files) == ["README.md", "adapter_config.json", "adapter_model.safetensors", "manifest.json"]
+    assert files["adapter_model.safetensors"] == (folder / "adapter_model.safetensors").read_bytes()
+    assert b"what PEFT writes" not in files["README.md"]
+    listed = json.loads(files["manifest.json"])["files"]
+    assert listed == {
+        file.path: {"size": file.size, "sha256": file.sha256} for file in packed.files if file.path != "manifest.json"
+    }
+    assert "There is no report, so the card has no results." in packed.remarks
+
+
+def test_packing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a")
+    assert contents(package(folder)) == contents(package(folder))
+
+
+def test_an_adapter_whose_base_nobody_else_has_is_refused(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", base="/models/base")
+    with pytest.raises(UserError, match="The adapter's base, /models/base, is on this machine only"):
+        package(folder)
+    files = contents(package(folder, base="org/base"))
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "org/base"
+    assert b"/models" not in b"".join(files.values())
+
+
+def test_a_path_that_is_not_ours_to_shorten_is_refused_with_its_line(tmp_path: Path) -> None:
+    folder = model(tmp_path / "m")
+    (folder / "modeling.py").write_text("import os\nDATA = '/home/ada/data.csv'\n")
+    with pytest.raises(UserError, match=r"modeling\.py:2: a path of this machine \(/home/ada/data.csv\)"):
+        package(folder)
+
+
+def test_a_token_in_a_file_is_refused(tmp_path: Path) -> None:
+    folder = model(tmp_path / "m", note="secret-word")
+    with pytest.raises(UserError, match=r"config\.json:3: your token"):
+        package(folder, token="secret-word")
+
+
+@pytest.mark.slow
+def test_a_run_takes_its_report_and_pictures_along_and_no_path(trained: RunFolder, tmp_path: Path) -> None:
+    packed = package(trained.path, base="org/base", licence="mit")
+    files = contents(packed)
+    assert packed.kind == "adapter"
+    assert {"training/recipe.yaml", "training/report.json", "training/report.md", "provenance.json"} <= set(files)
+    assert {"training/plots/evaluation.png", "training/plots/training.png"} <= set(files)
+    assert not any("pairs" in path or "checkpoint" in path or "metrics" in path for path in files)
+    text = b"".join(content for path, content in files.items() if not path.endswith((".png", ".safetensors")))
+    assert trained.load_recipe().model.name.encode() not in text
+    assert str(tmp_path.parent).encode() not in text
+    recipe = yaml.safe_load(files["training/recipe.yaml"])
+    assert recipe["model"]["name"] == "org/base"
+    assert recipe["run"]["folder"] == trained.load_recipe().run.folder.rpartition("/")[2]
+    assert json.loads(files["provenance.json"])["model"]["name"] == "org/base"
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "org/base"
+    assert b"](../provenance.json)" in files["training/report.md"]
+    head = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert head["base_model"] == "org/base"
+    assert head["base_model_relation"] == "adapter"
+    assert head["license"] == "mit"
+
+
+@pytest.mark.slow
+def test_what_of_a_run_is_taken(trained: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(trained.path)
+    found = find_subject(run, None)
+    assert (found.kind, found.folder) == ("adapter", trained.adapter)
+    assert "there is no merged model in runs/small" in capsys.readouterr().err
+    with pytest.raises(UserError, match="runs/small has no merged model"):
+        find_subject(run, "merged")
+    record = {"stage": "merge", "model": {"name": "x", "weights_sha256": None}, "adapters": [{"provenance": None}]}
+    write_json(model(trained.merged) / "provenance.json", record)
+    assert find_subject(run, None).folder == trained.merged
+    assert "--adapter takes the adapter" in capsys.readouterr().err
+    assert find_subject(run, "adapter").folder == trained.adapter
+    with pytest.raises(UserError, match="is a whole model, so --adapter does not go with it"):
+        find_subject(str(trained.merged), "adapter")
+    inside = find_subject(str(trained.adapter), None)
+    assert inside.run is not None
+    assert inside.run.path.resolve() == trained.path.resolve()
+    checkpoint = find_subject(str(next(trained.checkpoints.glob("step-1"))), None)
+    assert (checkpoint.kind, checkpoint.run) == ("adapter", None)
+
+
+@pytest.mark.slow
+def test_an_unfinished_run_is_refused(trained: RunFolder) -> None:
+    trained.report_json.unlink()
+    with pytest.raises(UserError, match="holds no finished run"):
+        find_subject(str(trained.path), None)
+
+
+def test_what_is_not_there_is_named_with_what_is_near(tmp_path: Path) -> None:
+    adapter(tmp_path / "first")
+    with pytest.raises(UserError, match="Did you mean '.*first'"):
+        find_subject(str(tmp_path / "frist"), None)
+
+
+def test_the_command_line_goes_before_the_recipe() -> None:
+    from lora_dpo.recipe.schema import HubSection
+
+    hub = HubSection(repo="a/b", private=True, tag="v1", base_model="org/base", license="mit")
+    completed = Wishes(private=False, tag="v2").completed(hub)
+    assert (completed.private, completed.tag, completed.base, completed.licence) == (False, "v2", "org/base", "mit")
+    assert Wishes().completed(hub).private is True
