@@ -61,7 +61,10 @@ def test_a_section_with_all_keys_commented_out_means_the_defaults(recipe) -> Non
         ("\ntrain:\n  epoch: 3\n", "recipe.yaml:5: unknown key 'train.epoch'. Did you mean 'train.epochs'?"),
         ("train:\n  beta: 3\n", "recipe.yaml:4: unknown key 'train.beta'. Did you mean 'dpo.beta'?"),
         ("train: {LEARNING_RATE: 1}\n", "unknown key 'train.LEARNING_RATE'. Did you mean 'train.learning_rate'?"),
-        ("hub: {xyz: 1}\n", "recipe.yaml:3: unknown key 'hub.xyz'. Known: repo, private."),
+        (
+            "hub: {xyz: 1}\n",
+            "recipe.yaml:3: unknown key 'hub.xyz'. Known: repo, private, what, tag, base_model, license, template.",
+        ),
         ("data: {split: {tst: 0.1}}\n", "unknown key 'data.split.tst'. Did you mean 'data.split.test'?"),
         ("data: {split: {fodls: 5}}\n", "unknown key 'data.split.fodls'. Did you mean 'data.split.folds'?"),
         ("data: {split: {k: 5}}\n", "unknown key 'data.split.k'. Known: test, validation, seed, folds, fold."),
