@@ -1,0 +1,176 @@
+"""One standalone model, and the Hub: merge, push, card, push-data."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lora_dpo.cli.app import examples, verbs
+from lora_dpo.cli.options import BaseOnHub, License, Private, Tag, Template, Yes
+from lora_dpo.console import note, out
+from lora_dpo.credentials import load_token
+from lora_dpo.files import write_text
+
+verb = verbs("Publish")
+
+
+@verb(
+    epilog=examples(
+        "lora-dpo merge runs/quickstart -o merged",
+        "lora-dpo merge first-adapter me/second-adapter -o merged --dtype bf16 --base me/my-base",
+        "lora-dpo merge runs/gemma2_9b_truthfulqa_qlora -o merged --onto auto --gguf",
+    )
+)
+def merge(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="RUN|ADAPTER...", help="Runs, adapter folders or Hub ids, in order.")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Where the model goes.")],
+    dtype: Annotated[
+        Literal["auto", "bf16", "fp16", "fp32"],
+        typer.Option(help="Precision of the weights; auto leaves each tensor in the base's."),
+    ] = "auto",
+    onto: Annotated[
+        Literal["auto", "full", "quantized"],
+        typer.Option(help="For QLoRA: the base as it is, or as 4 bits leave it; auto measures which is nearer."),
+    ] = "auto",
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The base model, if it is not where the adapter says.")
+    ] = None,
+    gguf: Annotated[bool, typer.Option("--gguf", help="Print llama.cpp's command for a GGUF file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Merge adapters into their base, shard by shard, and check that the result is the model that was trained."""
+    load_token()
+    from lora_dpo.merging.merge import Request
+    from lora_dpo.merging.merge import merge as run_merge
+    from lora_dpo.merging.report import gguf_command, print_merge
+    from lora_dpo.recipe.schema import PRECISIONS
+
+    folder = Path(output).expanduser()
+    report = run_merge(Request(sources, folder, PRECISIONS.get(dtype), None if onto == "auto" else onto, base))
+    out.print_json(json.dumps(report)) if as_json else print_merge(report, folder)
+    if gguf:
+        note(gguf_command(report, folder))
+
+
+@verb(
+    epilog=examples(
+        "lora-dpo push runs/quickstart me/my-model --dry-run",
+        "lora-dpo push runs/quickstart me/my-adapter --adapter --tag v1 --public",
+        "lora-dpo push merged me/my-model --yes --verify-load",
+        "lora-dpo push runs/quickstart me/my-model --prepare   (in a job without network)",
+        "lora-dpo push --pending   (on a login node)",
+    )
+)
+def push(
+    source: Annotated[
+        str | None, typer.Argument(metavar="DIR_OR_RUN", help="Run, or folder of an adapter or a model.")
+    ] = None,
+    repo: Annotated[
+        str | None, typer.Argument(metavar="USER/NAME", help="Where to; hub.repo of the run's recipe if not given.")
+    ] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Of a run, the adapter.")] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="Of a run, the merged model; taken if it is there.")] = False,
+    private: Private = None,
+    tag: Tag = None,
+    revision: Annotated[str, typer.Option(metavar="BRANCH", help="Branch; made if it is not there.")] = "main",
+    base_model: BaseOnHub = None,
+    license: License = None,
+    template: Template = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show it, but publish nothing.")
+    ] = False,
+    yes: Yes = False,
+    verify_load: Annotated[
+        bool, typer.Option("--verify-load", help="Fetch and load it at the end, and compare it with the local one.")
+    ] = False,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Check it and keep it for --pending; needs no network and no token.")
+    ] = False,
+    pending: Annotated[bool, typer.Option("--pending", help="Publish all that was prepared.")] = False,
+) -> None:
+    """Publish a run's model or adapter on the Hub, with its card: checked first, then in one commit or not at all.
+
+    The same command again sends only what is missing, and does nothing where nothing has changed.
+    """
+    from lora_dpo.errors import UserError
+    from lora_dpo.hub.packing import Wishes
+    from lora_dpo.hub.push import Manner, push_pending
+    from lora_dpo.hub.push import push as run_push
+
+    if adapter and merged or prepare and pending or (pending and source is not None) or not (pending or source):
+        raise UserError(
+            "Say what to publish: DIR_OR_RUN with at most one of --adapter and --merged, or --pending alone.",
+            fix="Examples: lora-dpo push --help",
+        )
+    manner = Manner(yes=yes, dry_run=dry_run, prepare=prepare, verify_load=verify_load)
+    if source is None:
+        push_pending(manner)
+        return
+    which: Literal["adapter", "merged"] | None = "adapter" if adapter else "merged" if merged else None
+    run_push(source, repo, Wishes(which, private, revision, tag, base_model, license, template), manner)
+
+
+@verb(
+    epilog=examples(
+        "lora-dpo card runs/quickstart",
+        "lora-dpo card runs/quickstart me/my-adapter --adapter --template card.md.jinja -o README.md",
+    )
+)
+def card(
+    source: Annotated[str, typer.Argument(metavar="DIR_OR_RUN", help="Run, or folder of an adapter or a model.")],
+    repo: Annotated[
+        str | None, typer.Argument(metavar="USER/NAME", help="What the card says it is published as.")
+    ] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Of a run, the adapter.")] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="Of a run, the merged model; taken if it is there.")] = False,
+    base_model: BaseOnHub = None,
+    license: License = None,
+    template: Template = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Where it goes; printed if not given.")
+    ] = None,
+) -> None:
+    """Write the model card that would be published; nothing is asked of the Hub."""
+    from lora_dpo.hub.packing import Wishes
+    from lora_dpo.hub.push import card_of
+
+    which: Literal["adapter", "merged"] | None = "adapter" if adapter else "merged" if merged else None
+    wishes = Wishes(which, base=base_model, licence=license, template=template)
+    text = card_of(source, repo, wishes)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_text(Path(output).expanduser(), text)
+
+
+@verb(
+    "push-data",
+    epilog=examples(
+        "lora-dpo push-data preferences.jsonl me/my-preferences --license cc-by-4.0",
+        "lora-dpo push-data pairs.csv me/my-preferences --public --yes",
+    ),
+)
+def push_data(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="Preferences, in any format that recipes take.")],
+    repo: Annotated[str, typer.Argument(metavar="USER/NAME", help="Where to.")],
+    private: Private = None,
+    tag: Tag = None,
+    license: License = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show it, but publish nothing.")
+    ] = False,
+    yes: Yes = False,
+) -> None:
+    """Publish preferences on the Hub as a data set that every trainer reads, with a card."""
+    from lora_dpo.hub.dataset import push_data as run_push_data
+    from lora_dpo.hub.push import Manner
+    from lora_dpo.hub.remote import Target
+
+    target = Target(repo, "dataset", private is not False, tag=tag)
+    run_push_data(source, target, license, Manner(yes=yes, dry_run=dry_run))
