@@ -51,8 +51,8 @@ def compare(expected: Opened, others: Mapping[str, Opened], probes: Probes) -> d
     with torch.no_grad():
         with expected() as model:
             largest = max(parameter.numel() for parameter in model.parameters())
-            # The head is in memory as well, at twice these bytes; each batch reads the whole model.
-            batches = bounded_batches(model, probes.sequences, max(_LOGIT_BYTES, 2 * largest))
+            # Two models' logits take half of what the head takes in float32; each batch reads the whole model.
+            batches = bounded_batches(model, probes.sequences, max(_LOGIT_BYTES, largest))
         for places in batches:
             sequences = [probes.sequences[place] for place in places]
             tokens = torch.tensor([token for sequence in sequences for token in sequence.ids[sequence.start :]])[
