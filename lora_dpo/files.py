@@ -9,6 +9,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from lora_dpo.errors import UserError
+
 
 def partial_path(path: Path) -> Path:
     """Returns where a file or folder is written before it is renamed to `path`."""
@@ -53,6 +55,23 @@ def replace_folder(partial: Path, target: Path) -> None:
         target.rename(aside)
     partial.rename(target)
     remove(aside)
+
+
+def check_can_be_made(path: Path, fix: str) -> None:
+    """Makes sure that a file or a folder can be made here, or the file that is here be written.
+
+    Args:
+        path: Its place.
+        fix: What the user is to do otherwise.
+
+    Raises:
+        UserError: It cannot.
+    """
+    folder = next(place for place in path.absolute().parents if os.path.lexists(place))
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file, so there can be no {path} in it.", fix=fix)
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise UserError(f"{path} may not be written.", fix=fix)
 
 
 def remove(path: Path) -> None:

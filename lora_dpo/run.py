@@ -94,7 +94,27 @@ def _is_complete(recipe: Recipe, step: Step) -> bool:
     if step == "merge":
         return _is_merged(recipe)
     own = stage_recipe(recipe, step)
-    return RunFolder.of(own).is_finished(own)
+    run = RunFolder.of(own)
+    finished = run.is_finished(own)
+    if finished and step == "dpo" and recipe.sft.path is not None:
+        _check_goes_on_from_sft(run, RunFolder.of(stage_recipe(recipe, "sft")))
+    return finished
+
+
+def _check_goes_on_from_sft(run: RunFolder, sft: RunFolder) -> None:
+    """Refuses a finished DPO stage whose SFT stage has been made again since."""
+    from lora_dpo.model.hashes import weights_hash
+    from lora_dpo.model.lineage import check_parents
+
+    record = read_record(run.adapter) or read_record(run.model) or {}
+    check_parents(str(run.path), record)
+    began = record.get("model", {})
+    if began.get("name") == str(sft.model) and began["weights_sha256"] != weights_hash(str(sft.model), None):
+        raise UserError(
+            f"{sft.model} is not the model that {run.path} began with.",
+            why="The SFT stage has been made again since.",
+            fix="Make the DPO stage again, with --overwrite, or give both another run.name.",
+        )
 
 
 def _is_merged(recipe: Recipe) -> bool:

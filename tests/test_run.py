@@ -15,6 +15,7 @@ from lora_dpo.errors import UserError
 from lora_dpo.files import write_json
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.run import run
+from tests.adapters import spoil
 from tests.process import lora_dpo
 from tests.small import preferences, small_recipe
 from tests.test_recipes import overrides_for
@@ -146,6 +147,14 @@ def test_runs_all_stages_once_and_goes_on_where_it_stopped(tiny_models, tmp_path
     made = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file() and ".lock" not in file.name}
     told = go()
     assert "Stage 3 of 3, merge: complete, in runs/tinyllama_sft_dpo/merged" in told
+    # An SFT stage that was made again is another beginning than the DPO stage's.
+    adapter = tmp_path / "runs" / "tinyllama_sft_dpo-sft" / "adapter" / "adapter_model.safetensors"
+    kept = adapter.read_bytes()
+    spoil(adapter)
+    result = lora_dpo("run", "tinyllama_sft_dpo", *own, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "runs/tinyllama_sft_dpo-sft is not the adapter that runs/tinyllama_sft_dpo goes on from" in result.stderr
+    adapter.write_bytes(kept)
     assert "runs/tinyllama_sft_dpo is finished; this is its report." in told
     assert {file: file.stat().st_mtime_ns for file in made} == made
     ids = torch.tensor([[5, 6, 7, 8]])

@@ -37,7 +37,8 @@ def chat(
     ],
     overrides: ModelOverrides = None,
     prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Answer this and leave; what a pipe brings is answered as well.")
+        str | None,
+        typer.Option(metavar="TEXT", help="Answer this and leave; without it, what a pipe brings."),
     ] = None,
     system: System = "",
     base: BaseModel = None,

@@ -62,4 +62,4 @@ def caveats_of_result(found: Mapping[str, Any]) -> Iterator[str]:
         if part > _OTHER_LENGTH and tokens["ci95"][0] > 0:
             yield "Answers became much longer; judges and people often take longer for better."
         if part < -_OTHER_LENGTH and tokens["ci95"][1] < 0:
-            yield "Answers became much shorter; see below whether they still say as much."
+            yield "Answers became much shorter; read some, whether they still say as much."

@@ -109,7 +109,7 @@ def model_below(named: Named, base: str | None) -> ModelSection:
     """
     if named.run is not None:
         model = named.run.load_recipe().model
-    elif (record := read_record(named.place)) is not None:
+    elif "recipe" in (record := read_record(named.place) or {}):
         model = ModelSection.model_validate({**record["recipe"]["model"], "trust_remote_code": False})
     else:
         return base_of(named, base)

@@ -13,10 +13,12 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from lora_dpo.errors import UserError
-from lora_dpo.files import write_json
+from lora_dpo.files import check_can_be_made, write_json
 
 _SHOWN = 40
 """Characters of a value that a message shows."""
+_NAMES = ("input", "model")
+"""What only says where something was; hashes say whether it is the same."""
 
 
 @dataclass(slots=True)
@@ -46,7 +48,8 @@ def open_answers(path: Path, settings: Mapping[str, Any], *, overwrite: bool) ->
 
     Args:
         path: Where the answers go.
-        settings: All that they depend on; `count` is how many there will be, and `input` only says where it was.
+        settings: All that they depend on; `count` is how many there will be, and `input` and
+            `model` only say where they were.
         overwrite: Replace a file that is there.
 
     Raises:
@@ -80,11 +83,7 @@ def check_place(path: Path) -> None:
     fix = "Name another file: --output FILE."
     if path.is_dir():
         raise UserError(f"{path} is a folder, so answers cannot be written to it.", fix=fix)
-    folder = next(place for place in path.absolute().parents if os.path.lexists(place))
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file, so there can be no {path} in it.", fix=fix)
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise UserError(f"{path} may not be written.", fix=fix)
+    check_can_be_made(path, fix)
 
 
 def settings_file(path: Path) -> Path:
@@ -118,7 +117,9 @@ def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
             why=f"There is no {settings_file(path).name} beside it, so it is not known to hold answers like these.",
             fix="Name another --output, or replace it with --overwrite.",
         ) from None
-    differing = [name for name in settings if name != "input" and known.get(name) != settings[name]]
+    differing = [name for name in settings if name not in _NAMES and known.get(name) != settings[name]]
+    if "weights_sha256" in differing and known.get("model") != settings["model"]:
+        differing.insert(0, "model")  # its name says more than its hash
     if differing:
         raise UserError(
             f"{path} holds answers that were asked for otherwise, so it cannot go on with these.",

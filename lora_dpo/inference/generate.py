@@ -68,7 +68,7 @@ def generate(request: Request) -> None:
     model = ChatModel(request.found)
     prompts = [model.encoder.prompt_ids(row.turns) for row in rows]
     _check_room(rows, prompts, model.positions)
-    settings = _settings(request, model, prompts)
+    settings = _settings(request, model, rows, prompts)
     with open_answers(request.output, settings, overwrite=request.overwrite) as file:
         if file.count:
             note(f"{request.output} holds {file.count} of {len(rows)} answers already.")
@@ -154,14 +154,17 @@ def _check_room(rows: Sequence[PromptRow], prompts: Sequence[list[int]], positio
             raise UserError(error.what, fix=error.fix, where=row.origin) from None
 
 
-def _settings(request: Request, model: ChatModel, prompts: Sequence[list[int]]) -> dict[str, Any]:
+def _settings(
+    request: Request, model: ChatModel, rows: Sequence[PromptRow], prompts: Sequence[list[int]]
+) -> dict[str, Any]:
     """Returns all that the answers depend on, in a form that can be compared and shown."""
     found = request.found
     base = resolve(found.model)
+    asked = [[row.id, row.shown, ids] for row, ids in zip(rows, prompts, strict=True)]
     return {
         "input": request.source,
         "count": len(prompts),
-        "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+        "prompts_sha256": hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest(),
         "model": found.name,
         "weights_sha256": weights_hash(found.place if found.is_adapter else base, found.model.revision),
         "base_sha256": weights_hash(base, found.model.revision) if found.is_adapter else None,

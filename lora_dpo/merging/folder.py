@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lora_dpo.errors import UserError
-from lora_dpo.files import partial_path, remove, write_json
+from lora_dpo.files import check_can_be_made, partial_path, remove, write_json
 from lora_dpo.model.record import RECORD
 
 INDEX = "model.safetensors.index.json"
@@ -37,12 +37,16 @@ def check_free(target: Path) -> None:
     """Checks that a model may be written here.
 
     Raises:
-        UserError: Something is here already.
+        UserError: Something is here already, or nothing can be made here.
     """
+    fix = "Give an empty or a new folder with -o."
+    if not target.name:
+        raise UserError(f"{target} is the current folder, which cannot be made anew.", fix=fix)
+    if target.is_symlink():  # the finished folder could not be renamed onto it
+        raise UserError(f"{target} is a link, which cannot become a folder.", fix=fix)
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(
-            f"{target} is there already, and nothing in it was touched.", fix="Give an empty or a new folder with -o."
-        )
+        raise UserError(f"{target} is there already, and nothing in it was touched.", fix=fix)
+    check_can_be_made(target, fix)
 
 
 def check_room(target: Path, needed: int) -> None:

@@ -155,9 +155,13 @@ def _collect(request: Request) -> _Parts:
         identity=identity,
         base=base,
         shards=shards,
-        tokens=choose_tokenizer(base, [source.folder for source in sources], tokenizer),
+        tokens=choose_tokenizer(base, [source.folder for source in sources], tokenizer, _rows(base)),
         quantised_from=_quantised_from(sources, request.onto),
     )
+
+
+def _rows(base: ModelSection) -> int:
+    return load_config(base.name, base).get_text_config().vocab_size
 
 
 def _positions(base: ModelSection) -> int | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lora_dpo.data.chat import TokenisedPair, TurnEncoder
-from lora_dpo.data.manifest import read_pairs
+from lora_dpo.data.chat import TokenisedExample, TurnEncoder
+from lora_dpo.data.example import Example
+from lora_dpo.data.manifest import read_data
 from lora_dpo.data.pair import Pair
 from lora_dpo.data.sources import load_pairs
 from lora_dpo.recipe.run_folder import RunFolder
@@ -28,7 +29,7 @@ class Probes:
         source: Where they are from.
         questions: The questions, in words.
         prompts: The questions, as token ids.
-        sequences: Each question with the beginning of its chosen answer, which is what is compared.
+        sequences: Each question with the beginning of its chosen (or learnt) answer, which is what is compared.
     """
 
     source: str
@@ -51,8 +52,8 @@ def find_probes(run: RunFolder | None, encoder: TurnEncoder, positions: int | No
         positions: How many tokens the model can read; None is any number.
     """
     sources, taken = [], []
-    if run is not None and (run.data / "pairs.jsonl").is_file():
-        taken = _first_ones(read_pairs(run.data / "pairs.jsonl")["test"], encoder, positions, _COUNT)
+    if run is not None and any((run.data / file).is_file() for file in ("pairs.jsonl", "examples.jsonl")):
+        taken = _first_ones(read_data(run.data)["test"], encoder, positions, _COUNT)
         sources = [f"the test split of {run.path}"] * bool(taken)
     if len(taken) < _COUNT:
         bundled = load_pairs(DataSection(path=_BUNDLED)).by_source[0]
@@ -60,19 +61,22 @@ def find_probes(run: RunFolder | None, encoder: TurnEncoder, positions: int | No
         sources.append(_BUNDLED)
     return Probes(
         source=" and ".join(sources),
-        questions=[pair.pair.prompt[-1]["content"] for pair in taken],
-        prompts=[pair.prompt_ids for pair in taken],
-        sequences=[Completion.of(pair.prompt_ids, pair.chosen_ids[:_ANSWER_TOKENS]) for pair in taken],
+        questions=[one.prompt[-1]["content"] for one in taken],
+        prompts=[one.prompt_ids for one in taken],
+        sequences=[Completion.of(one.prompt_ids, one.answer_ids[:_ANSWER_TOKENS]) for one in taken],
     )
 
 
-def _first_ones(pairs: Sequence[Pair], encoder: TurnEncoder, positions: int | None, count: int) -> list[TokenisedPair]:
-    """Returns a pair of each of the first questions that are not too long."""
+def _first_ones(
+    data: Iterable[Pair | Example], encoder: TurnEncoder, positions: int | None, count: int
+) -> list[TokenisedExample]:
+    """Returns one answer to each of the first questions that are not too long; of pairs it is the chosen one."""
     longest = min(positions or _LONGEST, _LONGEST) - _ANSWER_TOKENS
-    first: dict[str, TokenisedPair] = {}
-    for pair in encoder.encode(pairs):
-        if len(pair.prompt_ids) <= longest:
-            first.setdefault(pair.pair.group, pair)
+    answers = [Example(one.prompt, one.chosen, one.group) if isinstance(one, Pair) else one for one in data]
+    first: dict[str, TokenisedExample] = {}
+    for one in encoder.encode_examples(answers):
+        if len(one.prompt_ids) <= longest:
+            first.setdefault(one.group, one)
         if len(first) == count:
             break
     return list(first.values())

@@ -17,7 +17,7 @@ from lora_dpo.model.record import read_record
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import ModelSection
 
-_ADAPTER_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+_ADAPTER_FILES = ("*.json", "adapter_model.*", "*.jinja", "*.model", "*.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +91,25 @@ def check_stack(sources: Sequence[Source], base: Mapping[str, Any]) -> None:
         check_whole(source.name, str(source.folder), source.record)
         check_parents(source.name, source.record)
         _check_not_twice(source, dict(zip(hashes, sources, strict=True)))
-        if not _is_merge(source.record["model"].get("provenance"), base, hashes[:place]):
+        if _is_merge(source.record["model"].get("provenance"), base, hashes[:place]):
+            _check_not_on_four_bits(source)
+        else:
             check_base(source.name, source.record, base)
             if place > 0:
                 note(
                     f"{source.name} was trained on {base['name']} without the adapters before it: together they make a "
                     "model that nobody has trained."
                 )
+
+
+def _check_not_on_four_bits(source: Source) -> None:
+    """Refuses an adapter that was trained on 4 bits of a merged model: 4 bits of the base would be another model."""
+    if source.quantised_from is not None:
+        raise UserError(
+            f"{source.name} was trained on 4-bit weights of the merged model, not of the base.",
+            why="What the first adapters add was taken to 4 bits too: base and adapters together are another model.",
+            fix=f"Merge the first ones, then {source.name} alone into the result: --base THAT_MODEL.",
+        )
 
 
 def _check_not_twice(source: Source, given: Mapping[str | None, Source]) -> None:

@@ -31,16 +31,19 @@ class Tokens:
     same: bool
 
 
-def choose_tokenizer(base: ModelSection, adapters: Sequence[Path], tokenizer: PreTrainedTokenizerBase) -> Tokens:
+def choose_tokenizer(
+    base: ModelSection, adapters: Sequence[Path], tokenizer: PreTrainedTokenizerBase, rows: int
+) -> Tokens:
     """Returns the last adapter's tokenizer, with the chat template that it was trained with; else the base's.
 
     Args:
         base: The base model; its name is a local folder.
         adapters: The adapters' folders, in order.
         tokenizer: The base's tokenizer.
+        rows: Rows of the base's embedding.
 
     Raises:
-        UserError: A token has another number in the adapter's tokenizer than in the base's.
+        UserError: A token has another number in the adapter's tokenizer than in the base's, or no row.
     """
     folder = next((folder for folder in reversed(adapters) if (folder / "tokenizer_config.json").is_file()), None)
     if folder is None:
@@ -55,6 +58,14 @@ def choose_tokenizer(base: ModelSection, adapters: Sequence[Path], tokenizer: Pr
             why=f"{token!r} is token {number} of the base and {found.get(token, 'none')} there; {len(moved)} differ. "
             f"The tokenizers' hashes are {tokenizer_hash(own)[:12]} and {tokenizer_hash(tokenizer)[:12]}.",
             fix="Give the base that the adapter was trained on with --base NAME.",
+        )
+    if beyond := sorted((number, token) for token, number in found.items() if number >= rows):
+        number, token = beyond[-1]
+        raise UserError(
+            f"The tokenizer in {folder} has tokens that the base {base.name} has no row for.",
+            why=f"{token!r} is token {number}, and the embedding has {rows} rows, 0 to {rows - 1}.",
+            fix="Tokens were added without model.resize_token_embeddings(N) and training of the new rows; merge with a "
+            "tokenizer without them.",
         )
     own.pad_token = own.pad_token or own.eos_token
     return Tokens(own, folder, same=tokenizer_hash(own) == tokenizer_hash(tokenizer))

@@ -11,13 +11,13 @@ from peft import LoraConfig, PeftConfig, PeftModel, PeftType
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import Linear
 from peft.tuners.lora.variants import DoraLinearVariant
-from peft.utils import ModulesToSaveWrapper, load_peft_weights
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from lora_dpo.errors import UserError
-from lora_dpo.model.adapter import load_adapter
+from lora_dpo.model.adapter import load_adapter, read_tensors
 from lora_dpo.model.streaming import Changed, base_name, lent
 
 _LEAVES_THE_BASE = (True, False, "gaussian", "eva", "orthogonal")
@@ -149,7 +149,7 @@ def _check_kind(folder: Path) -> None:
 
 
 def _check_tensors(folder: Path, model: PreTrainedModel) -> None:
-    tensors = load_peft_weights(str(folder), device="cpu")
+    tensors = read_tensors(folder)
     if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise UserError(
             f"The adapter {folder} has values that are no numbers (NaN or infinite).",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError
 from transformers.pytorch_utils import Conv1D
 
@@ -133,6 +135,26 @@ def load_adapter(
     if odd:
         raise _does_not_fit(name, f"{len(odd)} tensors have no counterpart, such as {odd[0]}")
     return loaded
+
+
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Reads an adapter's weights.
+
+    Args:
+        folder: The adapter's folder.
+
+    Raises:
+        UserError: They are not there, or damaged.
+    """
+    again = "Copy or download the adapter again."
+    if not any((folder / file).is_file() for file in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        raise UserError(f"The adapter {folder} has no weights: there is no {SAFETENSORS_WEIGHTS_NAME}.", fix=again)
+    try:
+        return load_peft_weights(str(folder), device="cpu")
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError, EOFError) as error:
+        raise UserError(
+            f"The weights of the adapter {folder} cannot be read: {str(error).splitlines()[0]}", fix=again
+        ) from error
 
 
 def adapter_folder(name: str) -> Path | None:

@@ -32,6 +32,8 @@ def find_record(name: str) -> tuple[str, dict[str, Any]]:
     folder = Path(name).expanduser()
     # A run says less of itself than the adapter or the model in it.
     place = next((place for place in (folder / "adapter", folder / "model") if (place / RECORD).is_file()), folder)
+    if place.is_file():
+        raise UserError(f"{name} is a file.", fix=f"Give the folder: {folder.parent}.")
     if not place.is_dir() and (folder.is_absolute() or folder.parent.is_dir()):
         beside = [str(entry) for entry in folder.parent.iterdir() if entry.is_dir()] if folder.parent.is_dir() else []
         raise UserError(f"There is nothing at {name}.", fix=did_you_mean(str(folder), beside))
@@ -72,7 +74,9 @@ def _add(tree: Tree, label: str, part: Mapping[str, Any]) -> None:
     own = part.get("provenance")
     revision = f"revision {part['revision']}" if part.get("revision") else ""
     kind = ", ".join(text for text in (revision, _kind(own) if own else "") if text)
-    branch = tree.add(Text.assemble((f"{label} ", "dim"), _line(part["name"], kind, part["weights_sha256"])))
+    branch = tree.add(
+        Text.assemble((f"{label} ", "dim"), _line(part.get("name", "unknown"), kind, part["weights_sha256"]))
+    )
     if own:
         _grow(branch, own)
 
@@ -85,8 +89,9 @@ def _line(name: str, kind: str, digest: str | None) -> Text:
 
 def _kind(record: Mapping[str, Any]) -> str:
     if record.get("stage") == "merge":
-        count = len(record["adapters"])
-        return f"merge of {count} adapter{'s' * (count != 1)} onto the {record['onto']} base, {record['dtype']}"
+        count = len(record.get("adapters", []))
+        how = f"{record.get('onto', 'unknown')} base, {record.get('dtype', 'unknown precision')}"
+        return f"merge of {count} adapter{'s' * (count != 1)} onto the {how}"
     adapter = record.get("recipe", {}).get("adapter")
     if adapter is None:
         return record.get("stage", "")
@@ -102,5 +107,6 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         facts.append(("data", ", ".join(f"{split} {digest[:_SHOWN]}" for split, digest in data.items())))
     packages = record.get("packages", {})
     versions = [f"{name} {packages[name]}" for name in _LIBRARIES if name in packages]
-    facts.append(("made by", ", ".join([f"lora-dpo {record['code']['version']}", *versions])))
+    if code := record.get("code"):
+        facts.append(("made by", ", ".join([f"lora-dpo {code['version']}", *versions])))
     return facts

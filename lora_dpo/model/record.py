@@ -36,7 +36,7 @@ def read_record(place: str | Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        record["model"]["weights_sha256"]  # noqa: B018 - without it the record says nothing
+        _check(record)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"the file does not say what the base was ({type(error).__name__}: {error})",
@@ -44,3 +44,11 @@ def read_record(place: str | Path) -> dict[str, Any] | None:
             where=str(file),
         ) from None
     return record
+
+
+def _check(record: Any) -> None:
+    """Raises a KeyError or TypeError where something is missing that lineage checks go by."""
+    for part in (record["model"], *record.get("parents", []), *record.get("adapters", [])):
+        part["weights_sha256"]  # noqa: B018 - looked up alone
+        if part.get("provenance") is not None:
+            _check(part["provenance"])

@@ -15,9 +15,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from lora_dpo.errors import UserError
+
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CODES = {dtype: code for code, dtype in _FLOATS.items()}
 _METADATA = "__metadata__"
+_AGAIN = "Download or copy it again."
 _LENGTH_BYTES = 8
 """A file begins with its header's length; the header is filled up to a multiple of as many bytes."""
 
@@ -116,8 +119,14 @@ def _entries(source: Path, dtype: torch.dtype | None) -> tuple[list[_Entry], dic
 
 
 def _source_header(file: Path) -> dict[str, Any]:
-    with file.open("rb") as opened:
-        return json.loads(opened.read(int.from_bytes(opened.read(_LENGTH_BYTES), "little")))
+    """Reads what a file says of its tensors; the rest of the file is not looked at."""
+    try:
+        with file.open("rb") as opened:
+            return json.loads(opened.read(int.from_bytes(opened.read(_LENGTH_BYTES), "little")))
+    except FileNotFoundError:
+        raise UserError(f"The model has no {file.name}, which its index names.", fix=_AGAIN, where=str(file)) from None
+    except (ValueError, OverflowError, MemoryError):  # cut off, or no safetensors file at all
+        raise UserError("The file is damaged: its header cannot be read.", fix=_AGAIN, where=str(file)) from None
 
 
 def _header(entries: list[_Entry], metadata: dict[str, str]) -> bytes:

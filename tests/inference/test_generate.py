@@ -128,6 +128,25 @@ def test_other_prompts_do_not_go_on(request_of) -> None:
         generate(request)
 
 
+def test_other_names_of_the_rows_do_not_go_on(request_of) -> None:
+    request = request_of()
+    file = Path(request.source)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row | {"id": f"a{n}"}) + "\n" for n, row in enumerate(rows)))
+    generate(request)
+    file.write_text("".join(json.dumps(row | {"id": f"b{n}"}) + "\n" for n, row in enumerate(rows)))
+    with pytest.raises(UserError, match="prompts_sha256: "):
+        generate(request)
+
+
+def test_another_spelling_of_the_same_model_goes_on(request_of, capsys) -> None:
+    request = request_of()
+    generate(request)
+    capsys.readouterr()
+    generate(request_of(found=find_model(f"{request.found.name}/")))
+    assert "answers already" in capsys.readouterr().err
+
+
 def test_a_prompt_that_is_too_long_is_named_before_anything_is_written(request_of, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "Hi"}) + "\n" + json.dumps({"prompt": "why " * 600}))
     with pytest.raises(UserError, match=r"in\.jsonl, line 2: A prompt of \d+ tokens leaves no room .* 512 positions"):

@@ -77,10 +77,23 @@ def test_two_do_not_write_into_one_folder(tmp_path: Path) -> None:
 def test_a_place_that_is_taken(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for target in (tmp_path, tmp_path / "file", tmp_path / "link"):
+    for target in (tmp_path, tmp_path / "file"):
         with pytest.raises(UserError, match=f"{target} is there already, and nothing in it was touched"):
             check_free(target)
     check_free(tmp_path / "new")
+
+
+def test_a_place_where_no_folder_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    for target, why in (
+        (tmp_path / "file" / "out", "file is a file, so there can be no"),
+        (tmp_path / "link", "link is a link"),
+        (Path("."), "is the current folder"),
+    ):
+        with pytest.raises(UserError, match=why):
+            check_free(target)
 
 
 def test_too_little_room(tmp_path: Path) -> None:

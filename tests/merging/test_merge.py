@@ -175,6 +175,21 @@ def test_an_adapter_that_was_trained_on_a_merged_model(tiny_models, tmp_path: Pa
         merged(tmp_path / "without sft", dpo, base=str(base))
 
 
+def test_an_adapter_that_was_trained_on_4_bits_of_a_merged_model(tiny_models, tmp_path: Path) -> None:
+    """4 bits of the base, and the first adapter added to them, would not be what it was trained on."""
+    pytest.importorskip("bitsandbytes")
+    base, bits = tiny_models("gpt2"), {"bits": 4, "dtype": "bfloat16"}
+    first = save_adapter(base, tmp_path / "first", seed=1, method="qlora")
+    record(base, first, quantization=bits)
+    merged(tmp_path / "first model", first)
+    second = save_adapter(tmp_path / "first model", tmp_path / "second", seed=2, method="qlora")
+    record(tmp_path / "first model", second, quantization=bits)
+    with pytest.raises(UserError, match="second was trained on 4-bit weights of the merged model"):
+        merged(tmp_path / "at once", first, second)
+    assert not (tmp_path / "at once").exists()
+    assert merged(tmp_path / "in two steps", second)["onto"] == "quantized"
+
+
 @pytest.mark.parametrize(("onto", "taken"), [(None, "quantized"), ("full", "full"), ("quantized", "quantized")])
 def test_qlora_is_measured_onto_both_bases(onto: str | None, taken: str, tiny_models, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
@@ -270,6 +285,18 @@ def test_an_added_token_in_a_row_that_was_free(tiny_models, tmp_path: Path) -> N
     tokenizer.save_pretrained(adapter)
     merged(tmp_path / "out", adapter)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").convert_tokens_to_ids("<tool>") == len(tokenizer) - 1
+
+
+def test_an_added_token_without_a_row(tiny_models, tmp_path: Path) -> None:
+    base = tiny_models("llama")
+    adapter = save_adapter(base, tmp_path / "adapter")
+    tokenizer = tiny_tokenizer("llama")
+    rows = load_model(ModelSection(name=str(base))).config.vocab_size
+    tokenizer.add_tokens([f"<tool {number}>" for number in range(rows)])
+    tokenizer.save_pretrained(adapter)
+    with pytest.raises(UserError, match="has tokens that the base .* has no row for") as caught:
+        merged(tmp_path / "out", adapter)
+    assert f"the embedding has {rows} rows, 0 to {rows - 1}" in caught.value.why
 
 
 def test_a_base_without_a_tokenizer(tiny_models, tmp_path: Path) -> None:

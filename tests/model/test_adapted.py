@@ -147,3 +147,16 @@ def test_an_adapter_of_another_model(tiny_models, tmp_path: Path) -> None:
     adapter = save_adapter(tiny_models("gpt2"), tmp_path / "adapter")
     with pytest.raises(UserError, match="cannot be put on this model"):
         opened(tiny_models("llama"), tmp_path / "scratch", adapter)
+
+
+@pytest.mark.parametrize(("size", "message"), [(None, "has no weights"), (40, "cannot be read")])
+def test_an_adapter_without_whole_weights(size: int | None, message: str, tiny_models, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_models("gpt2"), tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    content = file.read_bytes()
+    file.unlink()
+    if size is not None:
+        file.write_bytes(content[:size])
+    with pytest.raises(UserError, match=message) as caught:
+        opened(tiny_models("gpt2"), tmp_path / "scratch", adapter)
+    assert caught.value.fix == "Copy or download the adapter again."

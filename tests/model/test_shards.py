@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from lora_dpo.errors import UserError
 from lora_dpo.model.shards import float_dtypes, read, rewrite, rewritten_bytes
 
 TENSORS = {
@@ -71,3 +72,17 @@ def test_a_value_is_rounded_once(source: Path, tmp_path: Path) -> None:
 
 def test_precisions_of_a_file(source: Path) -> None:
     assert float_dtypes(source) == {"b.weight": torch.float32, "a.weight": torch.bfloat16, "none": torch.float32}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x08\0\0\0\0\0\0\0{", b"\xff" * 16, None], ids=["empty", "cut", "odd", "none"]
+)
+def test_a_file_that_cannot_be_read(content: bytes | None, tmp_path: Path) -> None:
+    file = tmp_path / "model-00001-of-00002.safetensors"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(
+        UserError, match="The file is damaged" if content is not None else "has no model-00001"
+    ) as caught:
+        rewritten_bytes(file, None)
+    assert caught.value.where == str(file)
