@@ -157,14 +157,14 @@ def _check_room(rows: Sequence[PromptRow], prompts: Sequence[list[int]], positio
 def _settings(request: Request, model: ChatModel, prompts: Sequence[list[int]]) -> dict[str, Any]:
     """Returns all that the answers depend on, in a form that can be compared and shown."""
     found = request.found
-    base = resolve(found.model)
+    base, revision = resolve(found.model), found.model.revision
     return {
         "input": request.source,
         "count": len(prompts),
         "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "model": found.name,
-        "weights_sha256": weights_hash(found.place if found.is_adapter else base, found.model.revision),
-        "base_sha256": weights_hash(base, found.model.revision) if found.is_adapter else None,
+        "weights_sha256": weights_hash(found.place, None) if found.is_adapter else weights_hash(base, revision),
+        "base_sha256": weights_hash(base, revision) if found.is_adapter else None,
         "dtype": str(choose_dtype(found.model.dtype)).removeprefix("torch."),
         "four_bit": found.four_bit,
         "system": request.system,
