@@ -39,6 +39,14 @@ def offline_unless_reachable() -> Iterator[None]:
             switch.HF_HUB_OFFLINE = value
 
 
+def hub_is_offline() -> bool:
+    """Returns whether only the local cache can be asked."""
+    from huggingface_hub import constants
+
+    with offline_unless_reachable():
+        return constants.HF_HUB_OFFLINE
+
+
 @cache
 def _answers(endpoint: str) -> bool:
     """Returns whether a server answers at all; proxies are used as the environment says."""
@@ -81,10 +89,19 @@ def explain_hub_error(error: BaseException, name: str) -> UserError | None:
             return UserError(f"The Hub refused the model {name}: {str(seen).splitlines()[0]}", fix="Try again later.")
         offline = (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, HTTPError, ConnectionError)
         if isinstance(seen, offline):
-            return UserError(
-                f"The model {name} is not in the local cache, and the Hub cannot be reached.",
-                why="It is no local path either.",
-                fix=f"On a machine with network run `hf download {name}`, then start again with HF_HUB_OFFLINE=1.",
-            )
+            return not_in_cache(name)
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def not_in_cache(name: str) -> UserError:
+    """Returns the `UserError` for what is not here and cannot be fetched.
+
+    Args:
+        name: The Hub id that was asked for.
+    """
+    return UserError(
+        f"The model {name} is not in the local cache, and the Hub cannot be reached.",
+        why="It is no local path either.",
+        fix=f"On a machine with network run `hf download {name}`, then start again with HF_HUB_OFFLINE=1.",
+    )

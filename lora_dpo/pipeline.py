@@ -24,9 +24,19 @@ from lora_dpo.evaluation.policies import Policies
 from lora_dpo.evaluation.report import Report, print_report, show_finished, write_report
 from lora_dpo.evaluation.work import Work, kept_values
 from lora_dpo.files import partial_path, replace_folder, write_json
-from lora_dpo.model.hashes import weights_hash
+from lora_dpo.model.base import load_tokenizer
+from lora_dpo.model.lineage import own_hashes, tokenizer_hash
 from lora_dpo.model.record import write_record
-from lora_dpo.preparation import AnyTrainer, Loaded, Setting, check_launch, load, make_trainer, prepare_setting
+from lora_dpo.preparation import (
+    AnyTrainer,
+    Loaded,
+    Setting,
+    check_launch,
+    fetch_weights,
+    load,
+    make_trainer,
+    prepare_setting,
+)
 from lora_dpo.recipe.loading import to_yaml
 from lora_dpo.recipe.reference import check_reference_is_kept
 from lora_dpo.recipe.run_folder import RunFolder
@@ -77,6 +87,7 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
             err.print(counts_table(setting.prepared))
         arguments, world = check_launch(setting, checkpoints.partial)
         on_first(lambda: _take(run, recipe, held, overwrite=overwrite))
+        fetch_weights(recipe)
         origin = from_first(lambda: origin_of(recipe))
         start = from_first(lambda: find_start(recipe, run, setting.data_hashes, origin, overwrite=overwrite))
         loaded = load(setting, arguments, world, start)
@@ -152,9 +163,13 @@ def _train(
 
 def _put_in_place(run: RunFolder, recipe: Recipe, target: Path) -> None:
     """Renames what was trained to its place, with the record that it keeps wherever it is copied to."""
-    own = {"weights_sha256": weights_hash(str(partial_path(target)), None)}
-    write_record(partial_path(target), trained_record(run, recipe) | own)
-    replace_folder(partial_path(target), target)
+    partial = partial_path(target)
+    own = own_hashes(partial)
+    if recipe.adapter.method == "full":  # an adapter's tokenizer is its base's, which the record has
+        saved = recipe.model.model_copy(update={"name": str(partial), "revision": None})
+        own["tokenizer_sha256"] = tokenizer_hash(load_tokenizer(saved))
+    write_record(partial, trained_record(run, recipe) | own)
+    replace_folder(partial, target)
 
 
 def _fill_reference(

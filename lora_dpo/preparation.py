@@ -18,8 +18,9 @@ from lora_dpo.data.learnt import check_not_learnt
 from lora_dpo.errors import UserError
 from lora_dpo.model.adapter import continue_adapter, lora_config, merge_adapter
 from lora_dpo.model.base import load_model, load_tokenizer, resolve
-from lora_dpo.model.lineage import check_lineage, identify
+from lora_dpo.model.lineage import check_lineage, files_of, identify
 from lora_dpo.model.stacked import Update
+from lora_dpo.model.weights import fetched
 from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.schema import ModelSection, Recipe
 from lora_dpo.recipe.stages import check_sft_is_done
@@ -107,6 +108,23 @@ def check_launch(setting: Setting, output: Path) -> tuple[DPOConfig | SFTConfig,
     return arguments, world
 
 
+def fetch_weights(recipe: Recipe) -> None:
+    """Fetches what a run begins with from the Hub, where it is not here: what is not here has no hash.
+
+    Every process does it by itself: those that share a cache wait for the first, and none waits in a collective, which
+    would give up after a while.
+
+    Args:
+        recipe: The recipe.
+
+    Raises:
+        UserError: Something cannot be fetched.
+    """
+    fetched(resolve(recipe.model), recipe.model.revision)
+    if recipe.adapter.init_from is not None:
+        files_of(recipe.adapter.init_from)
+
+
 def load(setting: Setting, arguments: DPOConfig | SFTConfig, world: World, start: Checkpoint | None = None) -> Loaded:
     """Loads the policy.
 
@@ -121,6 +139,7 @@ def load(setting: Setting, arguments: DPOConfig | SFTConfig, world: World, start
     """
     recipe, start_from = setting.recipe, setting.recipe.adapter.init_from
     if start_from is not None:
+        fetch_weights(recipe)
         on_first(lambda: check_lineage(start_from, identify(recipe.model, setting.tokenizer)))
     section = _as_trained(recipe)
     if recipe.adapter.method == "full" and start is not None:  # its weights are in no adapter that is loaded later

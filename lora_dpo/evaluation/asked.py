@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_dpo.errors import UserError
-from lora_dpo.evaluation.subjects import Named, base_of, find, safe_name
+from lora_dpo.evaluation.subjects import Named, as_recorded, base_of, find, safe_name
 from lora_dpo.recipe.for_evaluation import recipe_of_run, recipe_of_stranger
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
@@ -98,7 +98,8 @@ def _recipe_of_run(run: RunFolder, base: str | None, data: str | None, overrides
             f"--base {base} has no meaning for {run.path}, which was trained on {recipe.model.name}.",
             fix="Leave it out.",
         )
-    return recipe_of_run(recipe, data, overrides)
+    pinned = recipe.model_copy(update={"model": as_recorded(recipe.model, run.path)})
+    return recipe_of_run(pinned, data, overrides)
 
 
 def _output(named: Named, recipe: Recipe, data: str | None, output: str | None) -> RunFolder:

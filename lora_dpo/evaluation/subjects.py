@@ -91,7 +91,8 @@ def base_of(named: Named, base: str | None) -> ModelSection:
         raise UserError(
             f"The base of {named.place} is not here. {error.what}", fix="Say where it is: --base MODEL."
         ) from None
-    return ModelSection(name=own, revision=revision)
+    section = ModelSection(name=own, revision=revision)
+    return section if revision else as_recorded(section, named.place)
 
 
 def model_below(named: Named, base: str | None) -> ModelSection:
@@ -108,12 +109,25 @@ def model_below(named: Named, base: str | None) -> ModelSection:
         UserError: Nothing says which model it is, or it is not there.
     """
     if named.run is not None:
-        model = named.run.load_recipe().model
+        model = as_recorded(named.run.load_recipe().model, named.run.path)
     elif "recipe" in (record := read_record(named.place) or {}):
-        model = ModelSection.model_validate({**record["recipe"]["model"], "trust_remote_code": False})
+        recorded = ModelSection.model_validate({**record["recipe"]["model"], "trust_remote_code": False})
+        model = as_recorded(recorded, named.place)
     else:
         return base_of(named, base)
-    return model if base is None else model.model_copy(update={"name": base, "revision": None})
+    return model if base in (None, model.name) else model.model_copy(update={"name": base, "revision": None})
+
+
+def as_recorded(model: ModelSection, place: str | Path) -> ModelSection:
+    """Returns a model at the commit that was trained upon, since the Hub may have moved on.
+
+    Args:
+        model: The model, as a recipe names it.
+        place: The run, or what was trained, which has a record if it is known.
+    """
+    trained_on = (read_record(place) or {}).get("model", {})
+    commit = trained_on.get("revision") if trained_on.get("name") == model.name else None
+    return model if commit is None else model.model_copy(update={"revision": commit})
 
 
 def safe_name(name: str) -> str:

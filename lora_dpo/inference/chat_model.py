@@ -25,6 +25,7 @@ from lora_dpo.model.base import load_config, load_model, load_tokenizer, resolve
 from lora_dpo.model.lineage import check_lineage, check_whole, identify
 from lora_dpo.model.record import read_record
 from lora_dpo.model.same_tokenizer import check_same_tokenizer
+from lora_dpo.model.weights import fetched
 
 
 class ChatModel:
@@ -52,8 +53,8 @@ class ChatModel:
         if found.is_adapter:
             check_lineage(found.place, identify(found.model, tokenizer), name=found.name)
             check_same_tokenizer(tokenizer, found.model, found.place, chats=self.encoder.style == "chat")
-        elif (record := read_record(place := resolve(found.model))) is not None:
-            check_whole(found.name, place, record)
+        elif (record := read_record(place := resolve(found.model), found.model.revision)) is not None:
+            check_whole(found.name, fetched(place, found.model.revision), record, tokenizer)
         self._policies: Policies | None = None
         self._lock = threading.RLock()
 

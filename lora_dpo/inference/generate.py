@@ -159,15 +159,15 @@ def _settings(
 ) -> dict[str, Any]:
     """Returns all that the answers depend on, in a form that can be compared and shown."""
     found = request.found
-    base = resolve(found.model)
+    base, revision = resolve(found.model), found.model.revision
     asked = [[row.id, row.shown, ids] for row, ids in zip(rows, prompts, strict=True)]
     return {
         "input": request.source,
         "count": len(prompts),
         "prompts_sha256": hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest(),
         "model": found.name,
-        "weights_sha256": weights_hash(found.place if found.is_adapter else base, found.model.revision),
-        "base_sha256": weights_hash(base, found.model.revision) if found.is_adapter else None,
+        "weights_sha256": weights_hash(found.place, None) if found.is_adapter else weights_hash(base, revision),
+        "base_sha256": weights_hash(base, revision) if found.is_adapter else None,
         "dtype": str(choose_dtype(found.model.dtype)).removeprefix("torch."),
         "four_bit": found.four_bit,
         "system": request.system,

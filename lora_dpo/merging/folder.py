@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 from lora_dpo.errors import UserError
 from lora_dpo.files import check_can_be_made, partial_path, remove, write_json
 from lora_dpo.model.record import RECORD
+from lora_dpo.model.weights import weight_files
 
 INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 _CONFIG = "config.json"
 _LOCK = ".lock"
 _SPARE_BYTES = 2**26
@@ -117,11 +117,9 @@ def shards_of(folder: Path, name: str) -> list[Path]:
             why="An adapter is merged into the weights that they were made of.",
             fix="Give that model with --base NAME.",
         )
-    if (folder / INDEX).is_file():
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return [folder / file for file in sorted(set(index["weight_map"].values()))]
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
+    files = weight_files(folder)
+    if files and all(file.suffix == ".safetensors" for file in files):
+        return files
     raise UserError(
         f"The model {name} has no safetensors files.",
         why="Others cannot be read piece by piece.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,8 +26,8 @@ from lora_dpo.merging.tokens import Tokens, choose_tokenizer
 from lora_dpo.merging.verdict import judge
 from lora_dpo.merging.writing import Written, write_weights
 from lora_dpo.model.base import load_config, load_tokenizer, resolve
-from lora_dpo.model.hashes import hash_over
-from lora_dpo.model.lineage import check_files, check_whole, identify
+from lora_dpo.model.hashes import config_hash, hash_over
+from lora_dpo.model.lineage import check_files, check_whole, identify, tokenizer_hash
 from lora_dpo.model.location import local_copy
 from lora_dpo.model.record import write_record
 from lora_dpo.model.shards import rewritten_bytes
@@ -34,7 +35,8 @@ from lora_dpo.recipe.schema import ModelSection
 from lora_dpo.training.provenance import versions
 
 REPORT = "merge_report.json"
-_BASE_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*", "NOTICE*")
+_BASE_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*", "NOTICE*")
+"""What lies beside a base's weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def merge(request: Request) -> dict[str, Any]:
             dtype or ingredients.coarsest(onto),
         )
         verdict.check()
-        record = _record(parts, onto, verdict.dtype, written)
+        record = _record(parts, onto, verdict.dtype, written, _tokenizer_of(folder, base, scratch / "tokenizer"))
         report = {
             "schema_version": 1,
             "base": {key: parts.identity[key] for key in ("name", "revision", "weights_sha256")},
@@ -144,9 +146,9 @@ def _collect(request: Request) -> _Parts:
     identity = identify(named, tokenizer)
     check_stack(sources, identity)
     place = resolve(named)
-    folder = Path(place) if Path(place).is_dir() else local_copy(place, named.revision, _BASE_FILES)
+    folder = Path(place) if Path(place).is_dir() else local_copy(place, identity["revision"], _BASE_FILES)
     if identity["provenance"] is not None:
-        check_whole(named.name, str(folder), identity["provenance"])
+        check_whole(named.name, folder, identity["provenance"], tokenizer)
     shards = shards_of(folder, named.name)
     check_files(named.name, shards)
     base = named.model_copy(update={"name": str(folder), "revision": None})
@@ -202,7 +204,17 @@ def _choose(
     return asked or min(both, key=lambda onto: distances[onto].kl_mean), distances
 
 
-def _record(parts: _Parts, onto: Onto, dtype: torch.dtype, written: Written) -> dict[str, Any]:
+def _tokenizer_of(folder: Path, base: ModelSection, scratch: Path) -> str:
+    """Returns the hash of the tokenizer as it will be read: beside a configuration, which the folder still lacks."""
+    scratch.mkdir()
+    for file in folder.iterdir():
+        if file.is_file() and file.suffix != ".safetensors":
+            shutil.copyfile(file, scratch / file.name)
+    write_config(Path(base.name), scratch, None)
+    return tokenizer_hash(load_tokenizer(base.model_copy(update={"name": str(scratch)})))
+
+
+def _record(parts: _Parts, onto: Onto, dtype: torch.dtype, written: Written, tokenizer: str) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "stage": "merge",
@@ -212,4 +224,6 @@ def _record(parts: _Parts, onto: Onto, dtype: torch.dtype, written: Written) -> 
         "onto": onto,
         "dtype": str(dtype).removeprefix("torch."),
         "weights_sha256": hash_over(written.files),
+        "config_sha256": config_hash(Path(parts.base.name)),
+        "tokenizer_sha256": tokenizer,
     }

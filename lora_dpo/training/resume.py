@@ -104,7 +104,9 @@ def _check_same(start: Checkpoint, recipe: Recipe, data: dict[str, str], origin:
             why=f"The pairs of {', '.join(other)} have changed since.",
             fix="Put the data back to go on, or begin anew under another run.name.",
         )
-    changed = [f"{key}: {old} -> {origin[key]}" for key, old in start.about.origin.items() if origin[key] != old]
+    changed = [
+        f"{key}: {old} -> {origin[key]}" for key, old in start.about.origin.items() if old not in (None, origin[key])
+    ]
     if changed:
         raise UserError(
             f"{start.path} began with another model, or in another precision, under the same names.",

@@ -179,7 +179,9 @@ def test_another_template_matters_where_it_is_used(trained: RunFolder) -> None:
     assert loaded.subject.encoder.style == "plain"
 
 
-def test_a_judge_without_labelled_answers_is_refused_before_the_model_is_loaded(trained: RunFolder) -> None:
-    (trained.adapter / "adapter_model.safetensors").unlink()
+def test_a_judge_without_labelled_answers_is_refused_before_the_model_is_loaded(
+    trained: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_dpo.evaluation.load.load_model", None)
     error = refusal("runs/small", data=TEST_SET, overrides=["evaluation.judges=org/judge"])
     assert error.what.startswith("evaluation.judges names a judge, but no held-out question has labelled answers")

@@ -16,6 +16,7 @@ from lora_dpo.errors import UserError
 from lora_dpo.inference.chat_model import ChatModel
 from lora_dpo.inference.found import find_model
 from lora_dpo.inference.sampling import Sampling
+from lora_dpo.merging.merge import Request, merge
 from tests.adapters import spoil
 
 GREEDY = Sampling(max_new_tokens=8)
@@ -126,3 +127,16 @@ def test_what_cannot_be_read(work: Path, tmp_path: Path) -> None:
     (broken / "config.json").write_text(json.dumps({"model_type": "nothing"}))
     with pytest.raises(UserError, match="config.json cannot be read"):
         opened(str(broken))
+
+
+def test_a_merged_model_whose_tokenizer_was_changed(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    merge(Request([str(work / "adapter")], out))
+    assert ChatModel(find_model(str(out))).positions is not None
+    content = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    one, other = sorted(vocabulary)[100:102]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    (out / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match="The tokens in .*out are not those that were saved there"):
+        ChatModel(find_model(str(out)))

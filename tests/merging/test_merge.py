@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lora_dpo.errors import UserError
 from lora_dpo.merging.merge import Request, merge
 from lora_dpo.model.base import load_model
-from lora_dpo.model.hashes import weights_hash
+from lora_dpo.model.hashes import config_hash, weights_hash
 from lora_dpo.model.record import read_record
 from lora_dpo.recipe.schema import ModelSection
-from tests.adapters import merged_by_peft, record, save_adapter, spoil
+from tests.adapters import known, merged_by_peft, record, save_adapter, spoil
 from tests.tiny import tiny_tokenizer
 
 IDS = torch.arange(30, 60)[None]
@@ -135,11 +135,14 @@ def test_what_the_model_says_of_itself(tiny_models, tmp_path: Path) -> None:
     own = read_record(out)
     assert json.loads((out / "merge_report.json").read_text()) == report
     assert own["weights_sha256"] == weights_hash(str(out), None)
+    assert own["config_sha256"] == config_hash(out)
+    assert own["tokenizer_sha256"] == known(out)["tokenizer_sha256"]
     assert own["model"]["weights_sha256"] == report["base"]["weights_sha256"] == weights_hash(str(base), None)
     assert own["adapters"] == [
         {
             "name": str(adapter),
             "weights_sha256": weights_hash(str(adapter), None),
+            "config_sha256": config_hash(adapter),
             "provenance": read_record(adapter),
         }
     ]

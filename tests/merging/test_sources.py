@@ -8,7 +8,7 @@ import pytest
 
 from lora_dpo.errors import UserError
 from lora_dpo.merging.sources import Source, check_stack, find_sources
-from lora_dpo.model.hashes import weights_hash
+from lora_dpo.model.hashes import config_hash, weights_hash
 from lora_dpo.model.record import read_record
 from lora_dpo.recipe.run_folder import RunFolder
 from tests.adapters import known, record, save_adapter, spoil
@@ -49,6 +49,7 @@ def test_an_adapter_elsewhere_says_what_its_base_was(run: RunFolder, tmp_path: P
     assert source.as_json() == {
         "name": "copy",
         "weights_sha256": weights_hash("copy", None),
+        "config_sha256": config_hash(Path("copy")),
         "provenance": read_record("copy"),
     }
     assert find_sources(["copy"], "org/other")[1].name == "org/other"
@@ -108,4 +109,4 @@ def test_an_adapter_that_has_changed(run: RunFolder, tiny_models) -> None:
 def test_an_adapter_without_a_record_is_taken_on_trust(run: RunFolder, tiny_models, capsys) -> None:
     (run.adapter / "provenance.json").unlink()
     stack(tiny_models("llama"), "runs/small")
-    assert "runs/small has no provenance.json, so that its base is taken on trust." in capsys.readouterr().err
+    assert "runs/small has no provenance.json here, so that its base is taken on trust." in capsys.readouterr().err

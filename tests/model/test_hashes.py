@@ -1,21 +1,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from lora_dpo.errors import UserError
 from lora_dpo.model import hashes
 from lora_dpo.model.cache import cache_folder
-from lora_dpo.model.hashes import file_hash, weights_hash
+from lora_dpo.model.hashes import config_hash, file_hash, weights_hash
 
 
 def test_weights_hash_by_hand(tmp_path: Path) -> None:
     (tmp_path / "b.safetensors").write_bytes(b"second")
     (tmp_path / "a.safetensors").write_bytes(b"first")
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "consolidated.safetensors").write_bytes(b"both once more")
+    index = {"weight_map": {"x": "b.safetensors", "y": "a.safetensors", "z": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     lines = "".join(
         f"{name} {hashlib.sha256(content).hexdigest()}\n"
         for name, content in (("a.safetensors", b"first"), ("b.safetensors", b"second"))
@@ -62,6 +66,32 @@ def test_further_files_that_count(tmp_path: Path) -> None:
     assert both != weights_hash(str(tmp_path), None)
     (tmp_path / "config.json").write_text('{"rope_theta": 1}')
     assert weights_hash(str(tmp_path), None, ("*.json",)) != both
+
+
+def test_a_part_that_is_missing(tmp_path: Path, hub_cache) -> None:
+    index = json.dumps({"weight_map": {"x": "model-1.safetensors"}})
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match=r"has no model-1\.safetensors, in which a part of the weights is to be"):
+        weights_hash(str(tmp_path), None)
+    hub_cache("org/base", {"config.json": "{}", "model.safetensors.index.json": index})
+    assert weights_hash("org/base", None) is None  # not here yet
+
+
+def test_what_a_configuration_means(tmp_path: Path) -> None:
+    def hash_of(name: str, content: dict) -> str | None:
+        (tmp_path / name).write_text(json.dumps(content))
+        return config_hash(tmp_path)
+
+    assert config_hash(tmp_path) is None
+    text = {"rms_norm_eps": 1e-6, "dtype": "float32"}
+    model = hash_of("config.json", {"eps": 1, "text_config": text, "_name_or_path": "a", "transformers_version": "5.1"})
+    moved = {"text_config": text | {"dtype": "bfloat16"}, "eps": 1, "_name_or_path": "b", "transformers_version": "5.2"}
+    assert hash_of("config.json", moved) == model
+    assert hash_of("config.json", {"eps": 1, "text_config": text | {"rms_norm_eps": 1e-5}}) != model
+    layers = {"lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+    adapter = hash_of("adapter_config.json", layers | {"base_model_name_or_path": "/a", "peft_version": "0.21"})
+    assert hash_of("adapter_config.json", layers | {"target_modules": ["v_proj", "q_proj"]}) == adapter
+    assert hash_of("adapter_config.json", layers | {"lora_alpha": 80}) != adapter
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lora_dpo
 from lora_dpo.model.base import load_model, load_tokenizer
-from lora_dpo.model.hashes import file_hash, weights_hash
+from lora_dpo.model.hashes import config_hash, file_hash, weights_hash
 from lora_dpo.model.lineage import tokenizer_hash
 from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.training.provenance import provenance
@@ -30,6 +30,7 @@ def test_says_what_the_run_was_made_of(tiny_models, tmp_path: Path) -> None:
         "revision": None,
         "weights_sha256": weights_hash(base, None),
         "files": {"model.safetensors": file_hash(Path(base) / "model.safetensors")},
+        "config_sha256": config_hash(Path(base)),
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "provenance": None,
     }
