@@ -137,6 +137,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def slurm(self) -> Path:
+        """Folder with the record and the logs of the run's cluster jobs; it outlives `--overwrite`."""
+        return self.path / "slurm"
+
+    @property
     def is_run(self) -> bool:
         """Whether `create` made this folder: a recipe.yaml that somebody wrote by hand does not make it a run."""
         try:
@@ -310,8 +315,11 @@ class RunFolder:
 def _of_no_run(file: Path) -> bool:
     """Returns whether a file in a run folder may be there without a run.
 
-    That is what a start that was killed has left, and runs of their own, as folds are that were trained one by one.
+    That is what a start that was killed has left, the record of a job that has yet to begin, and runs of their own, as
+    folds are that were trained one by one.
     """
     name = file.name
-    left = name in (_LOCK, "stop", _REPLACED, _DISCARDED) or (name.startswith(".") and name.endswith(".partial"))
+    left = name in (_LOCK, "stop", "slurm", _REPLACED, _DISCARDED) or (
+        name.startswith(".") and name.endswith(".partial")
+    )
     return left or RunFolder(file).is_run

@@ -1,0 +1,86 @@
+"""The emulated cluster of `cluster.sh`, and a user's hands on it: sbatch, scontrol, and pulling a node's plug."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.process import ROOT
+
+SCRIPT = ROOT / "tests" / "slurm" / "cluster.sh"
+ENDED = frozenset(
+    {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+)
+_LOOKS_EACH_SECONDS = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A running cluster.
+
+    Attributes:
+        environment: What a process needs besides the test's own environment to talk to it.
+    """
+
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def run(self, *command: str | Path, cwd: Path = ROOT, check: bool = True, **environment: str) -> str:
+        """Runs a command on the login node, and returns what it printed; its errors are in the failure."""
+        done = subprocess.run(
+            [str(word) for word in command],
+            cwd=cwd,
+            env={**os.environ, **self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert not check or done.returncode == 0, f"{shlex.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
+        return done.stdout.strip()
+
+    def sbatch(self, *words: str | Path, cwd: Path, **environment: str) -> str:
+        """Submits a job, and returns its number."""
+        return self.run("sbatch", "--parsable", *words, cwd=cwd, **environment).partition(";")[0]
+
+    def job(self, job: str) -> dict[str, str]:
+        """Returns what `scontrol show job` says of a job (of an array, the first task that it lists)."""
+        text = self.run("scontrol", "show", "job", job).split("\n\n")[0]
+        return dict(re.findall(r"^\s*(\w+)=(.*)$", re.sub(r" (?=[A-Z][\w:/]*=)", "\n", text), re.M))
+
+    def wait(self, job: str, states: Iterable[str] = ENDED, timeout: float = 300) -> dict[str, str]:
+        """Waits until a job is in one of the states, and returns what it is then."""
+        states = set(states)
+        self.until(lambda: self.job(job)["JobState"] in states, f"job {job} in {sorted(states)}", timeout)
+        return self.job(job)
+
+    def until(self, holds: Callable[[], object], what: str, timeout: float = 300) -> None:
+        """Waits until something holds."""
+        end = time.monotonic() + timeout
+        while not holds():
+            assert time.monotonic() < end, f"not within {timeout:g} seconds: {what}\n{self.run('squeue', '--all')}"
+            time.sleep(_LOOKS_EACH_SECONDS)
+
+    def start_now(self, job: str) -> None:
+        """Spares a requeued job the two minutes that Slurm lets it wait."""
+        self.wait(job, ["PENDING"])
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def script(self, *words: str) -> None:
+        """Calls `cluster.sh`."""
+        self.run(SCRIPT, *words)
+
+    def node_down(self, node: str) -> None:
+        """Lets a node crash."""
+        self.script("node-down", node)
+
+    def node_up(self, node: str) -> None:
+        """Brings a crashed node back, and waits until it takes jobs."""
+        self.script("node-up", node)
+        state = ("sinfo", "-h", "-N", "-n", node, "-o", "%T")
+        self.until(lambda: self.run(*state).split()[:1] == ["idle"], f"{node} idle")
