@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -122,6 +125,7 @@ def errors_end_the_program(*, debug: bool = False) -> Iterator[None]:
         mistake = error if isinstance(error, UserError) else disk_full_error(error)
         if mistake is None:
             leave_exit_code(1)  # so that what ends without one is known to have been killed
+            leave_failure(f"{type(error).__name__}: {error}", traceback.format_exc())
             raise
         if debug:
             err.print_exception()
@@ -154,6 +158,43 @@ def leave_exit_code(code: int, message: str = "") -> None:
             told.write(f"{code}\n{message}" if message else str(code))
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a process says of its own end, for those who look for the one that failed first.
+
+    Attributes:
+        rank: The process.
+        time: Seconds since the epoch.
+        words: What went wrong.
+        stack: Where; empty where that is of no use.
+    """
+
+    rank: int
+    time: float
+    words: str
+    stack: str = ""
+
+
+def leave_failure(words: str, stack: str = "") -> None:
+    """Tells the command that started the launcher what this process died of, beside what the others did."""
+    if file := os.environ.get(EXIT_CODE_FILE):
+        rank = os.environ.get("RANK", "0")
+        failure = Failure(int(rank), time.time(), words, stack)
+        with suppress(OSError), Path(f"{file}.{rank}").open("w", encoding="utf-8") as told:
+            json.dump(asdict(failure), told)
+
+
+def failures_told(file: Path) -> tuple[Failure, ...]:
+    """Returns what `leave_failure` has left beside a file for the exit code."""
+    failures = []
+    for left in file.parent.glob(f"{file.name}.*"):
+        with suppress(OSError, ValueError):  # cut off by a full disk
+            failures.append(Failure(**json.loads(left.read_text(encoding="utf-8"))))
+    return tuple(sorted(failures, key=lambda failure: failure.time))
+
+
 def _exit(code: int, message: str = "") -> None:
     leave_exit_code(code, message)
+    if message:
+        leave_failure(message)
     sys.exit(code)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lora_dpo import resources
 from lora_dpo.cluster.hardware import cpu_count, gpu_count
+from lora_dpo.cluster.nodes import Nodes
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.batch import plan_batches, token_budget
 from lora_dpo.recipe.schema import Recipe
@@ -46,38 +47,48 @@ class Launch:
         return " ".join([*(f"{name}={value}" for name, value in self.environment.items()), shlex.join(self.command)])
 
 
-def plan_launch(recipe: Recipe, arguments: Sequence[str], *, processes: int | None = None) -> Launch:
+def plan_launch(
+    recipe: Recipe, arguments: Sequence[str], *, processes: int | None = None, nodes: Nodes | None = None
+) -> Launch:
     """Picks strategy and number of processes, and writes the command.
 
     Args:
         recipe: The recipe.
         arguments: What the module of the recipe's stage is given: recipe path, overrides, flags.
-        processes: Number of processes; None is one a GPU, and one where there is none.
+        processes: Number of processes on this node; None is one a GPU, and one where there is none.
+        nodes: The nodes of a cluster's job, of which this is one; None is this machine alone.
 
     Raises:
         UserError: The strategy needs GPUs that are not there, or the global batch cannot be shared.
     """
     gpus = gpu_count()
+    machines = nodes.count if nodes is not None else 1
     strategy = recipe.train.strategy
     if strategy == "auto":
         devices = processes or gpus if gpus == 0 or processes is None else min(gpus, processes)
-        strategy = _fitting_strategy(recipe, devices)
-    count = processes or (1 if strategy == "single" else gpus)
-    if count > 1 and recipe.train.strategy == "single":
+        strategy = _fitting_strategy(recipe, max(devices, 1) * machines)
+    count = processes or (1 if strategy == "single" else max(gpus, 1) if machines > 1 else gpus)
+    world = count * machines
+    if world > 1 and recipe.train.strategy == "single":
+        asked = f"--processes is {count}" if machines == 1 else f"the job has {machines} nodes"
         raise UserError(
-            f"train.strategy single is one process, but --processes is {count}.",
-            fix="Leave --processes out, or train with train.strategy=auto.",
+            f"train.strategy single is one process, but {asked}.",
+            fix=f"{'Leave --processes out' if machines == 1 else 'Take one node'}, or train with train.strategy=auto.",
         )
     if gpus == 0 and strategy != "single":
-        _check_runs_without_gpus(strategy, count)
+        _check_runs_without_gpus(strategy, world)
     else:
         _check_gpus_suffice(count, gpus)
     if strategy in _DEEPSPEED and importlib.util.find_spec("deepspeed") is None:
         raise UserError(f"train.strategy {strategy} needs the package deepspeed.", fix="Run: pip install deepspeed")
     if token_budget(recipe) is None:
-        plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, count)
-    command = _command(strategy, count, [f"lora_dpo.{recipe.run.stage}", *arguments], on_cpu=gpus == 0)
-    return Launch(strategy, count, command, _threads(count))
+        plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, world)
+    module = [f"lora_dpo.{recipe.run.stage}", *arguments]
+    if machines > 1 and gpus == 0:
+        command = _torchrun(recipe, strategy, count, module, nodes)
+    else:
+        command = _command(strategy, world, module, on_cpu=gpus == 0, nodes=nodes)
+    return Launch(strategy, world, command, _threads(count))
 
 
 def plan_evaluation(arguments: Sequence[str], *, processes: int) -> Launch:
@@ -138,15 +149,41 @@ def _config(strategy: str, *, on_cpu: bool) -> Path:
     return resources.folder("accelerate_configs") / f"{name}.yaml"
 
 
-def _command(strategy: str, processes: int, module: Sequence[str], *, on_cpu: bool) -> list[str]:
-    folder = str(Path(sys.executable).parent)
-    accelerate = shutil.which("accelerate", path=folder) or "accelerate"
-    command = [_short(accelerate), "launch", "--quiet", "--config_file", _short(_config(strategy, on_cpu=on_cpu))]
+def _command(
+    strategy: str, processes: int, module: Sequence[str], *, on_cpu: bool, nodes: Nodes | None = None
+) -> list[str]:
+    command = [_program("accelerate"), "launch", "--quiet"]
+    command += ["--config_file", _short(_config(strategy, on_cpu=on_cpu))]
     if strategy != "single":
         command += ["--num_processes", str(processes)]
+    if nodes is not None and strategy != "single":  # two jobs may share a node
+        command += ["--main_process_port", str(nodes.port)]
+    if nodes is not None and nodes.count > 1:
+        command += ["--num_machines", str(nodes.count), "--machine_rank", str(nodes.rank)]
+        command += ["--main_process_ip", nodes.head]
     if strategy in _DEEPSPEED:  # the file's own path is relative to the checkout
-        command += ["--deepspeed_config_file", _short(resources.folder("ds_configs") / f"{strategy}.json")]
+        command += ["--deepspeed_config_file", _short(_deepspeed_file(strategy))]
     return [*command, "-m", *module]
+
+
+def _torchrun(recipe: Recipe, strategy: str, processes: int, module: Sequence[str], nodes: Nodes) -> list[str]:
+    """Returns the command for CPUs of several nodes, where `accelerate launch` forms no group, and says nothing."""
+    command = [_program("torchrun"), "--nnodes", str(nodes.count), "--node_rank", str(nodes.rank)]
+    command += ["--nproc_per_node", str(processes), "--master_addr", nodes.head, "--master_port", str(nodes.port)]
+    words = list(module)
+    if strategy in _DEEPSPEED:
+        section = "sft" if recipe.run.stage == "sft" else "train"
+        words.append(f"{section}.trl.deepspeed={_short(_deepspeed_file(strategy))}")
+    return [*command, "-m", *words]
+
+
+def _deepspeed_file(strategy: str) -> Path:
+    return resources.folder("ds_configs") / f"{strategy}.json"
+
+
+def _program(name: str) -> str:
+    """Returns a program of this Python's environment."""
+    return _short(shutil.which(name, path=str(Path(sys.executable).parent)) or name)
 
 
 def _short(path: str | Path) -> str:

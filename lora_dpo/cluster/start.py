@@ -117,19 +117,34 @@ def _train_folds(request: Request, recipe: Recipe) -> int:
     return 0
 
 
+def check_can_start(recipe: Recipe, run: RunFolder, *, overwrite: bool, needs_sft: bool = True) -> None:
+    """Checks before anything is launched that a run can begin, or go on.
+
+    Args:
+        recipe: The recipe of its stage.
+        run: Its folder.
+        overwrite: Whether an earlier run may be replaced.
+        needs_sft: Whether what an SFT stage leaves must be there.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if recipe.run.stage == "dpo" and needs_sft:
+        check_sft_is_done(recipe)
+    run.check_free(recipe, overwrite=overwrite)
+    if overwrite or not run.began_with(recipe.run.resume):  # else the folder may have gone since
+        resume_folder(recipe)
+    if run.is_run:
+        run.lock().release()  # another training would be found only after this one's data and model
+
+
 def _start(request: Request, recipe: Recipe, overrides: tuple[str, ...]) -> int:
     """Launches one training, or shows how, and returns its exit code."""
     run = RunFolder.of(recipe)
     if request.reference_only:
         check_reference_is_kept(recipe)
     else:
-        if recipe.run.stage == "dpo" and not request.dry_run:
-            check_sft_is_done(recipe)
-        run.check_free(recipe, overwrite=request.overwrite)
-        if request.overwrite or not run.began_with(recipe.run.resume):  # else the folder may have gone since
-            resume_folder(recipe)
-        if run.is_run:
-            run.lock().release()  # another training would be found only after this one's data and model
+        check_can_start(recipe, run, overwrite=request.overwrite, needs_sft=not request.dry_run)
     flags = {"--overwrite": request.overwrite, "--reference-only": request.reference_only, "--debug": request.debug}
     words = [request.recipe, *overrides, *(flag for flag, on in flags.items() if on)]
     launch = plan_launch(recipe, words, processes=request.processes)

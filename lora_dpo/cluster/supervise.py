@@ -8,13 +8,15 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from lora_dpo.cluster.launch import Launch
-from lora_dpo.console import EXIT_CODE_FILE, STOP_FILE, STOPPED_EXIT_CODE, note, show_error
-from lora_dpo.files import write_text
+from lora_dpo.cluster.output import Output
+from lora_dpo.console import EXIT_CODE_FILE, STOP_FILE, STOPPED_EXIT_CODE, Failure, failures_told, note, show_error
+from lora_dpo.files import write_text, write_whole
 from lora_dpo.recipe.run_folder import RunFolder
 
 _SIGNALS = {
@@ -61,12 +63,78 @@ def run_launch(launch: Launch, run: RunFolder | None) -> int:
     if asked.killed_by is not None:
         return asked.said_how_it_ended()
     if told.isdecimal() and int(told) != 1:
-        if message and launch.processes > 1:  # the launcher has said more since
+        if message and launch.processes > 1 and int(told) != STOPPED_EXIT_CODE:  # the launcher has said more since
             show_error(message)
         return int(told)
     if code:
         _say_that_it_died(launch, run, with_traceback=bool(told))
     return code if code >= 0 else 128 - code
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEnd:
+    """How the processes of one node of a job ended.
+
+    Attributes:
+        exit_code: The training's own, as `run_launch` returns it.
+        told: What the training says that went wrong.
+        failures: What each failing process says of itself.
+    """
+
+    exit_code: int
+    told: str = ""
+    failures: tuple[Failure, ...] = ()
+
+
+def run_node(launch: Launch, run: RunFolder, output: Output) -> NodeEnd:
+    """Runs one node's part of a job to its end.
+
+    As in `run_launch` a signal becomes a stop file. But here the batch script has taken an old one away, and no signal
+    ends anything at once: Slurm sends several, and kills by itself when the time is over.
+
+    Args:
+        launch: The command.
+        run: The run folder that it writes.
+        output: What gets all that is printed.
+    """
+    with tempfile.TemporaryDirectory(prefix="lora-dpo-") as folder:
+        code_file = Path(folder) / "exit_code"
+        environment = {**os.environ, **launch.environment, EXIT_CODE_FILE: str(code_file), "PYTHONUNBUFFERED": "1"}
+        with _stop_file_on_signals(run):
+            process = subprocess.Popen(
+                launch.command,
+                env=environment,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+            output.read_from(process.stdout)
+            code = process.wait()
+            while left := _started_with(code_file):
+                psutil.wait_procs(left, timeout=1)
+        output.finish()
+        words = code_file.read_text(encoding="utf-8") if code_file.is_file() else ""
+        failures = failures_told(code_file)
+    told, _, message = words.partition("\n")
+    if told.isdecimal() and int(told) != 1:
+        return NodeEnd(int(told), message, failures)
+    return NodeEnd(code if code >= 0 else 128 - code, message, failures)
+
+
+@contextlib.contextmanager
+def _stop_file_on_signals(run: RunFolder) -> Iterator[None]:
+    def ask(number: int, frame: object) -> None:
+        if not run.stop_file.exists():  # the batch script may have said it better
+            with contextlib.suppress(OSError):
+                write_whole(run.stop_file, _SIGNALS[signal.Signals(number)].encode(), shared=True)
+
+    before = {number: signal.signal(number, ask) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Signals:

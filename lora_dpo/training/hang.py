@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from rich.text import Text
 
-from lora_dpo.console import err
+from lora_dpo.console import err, leave_failure
 
 _LOOKS_EACH_SECONDS = 1.0
 _EXIT_CODE = 1
@@ -78,6 +78,7 @@ class HangWatch:
             "One process hangs: the one whose stack does not wait for the others. The stack of this one:"
         )
         err.print(Text(words), soft_wrap=True)
+        leave_failure(words)
         faulthandler.dump_traceback(file=sys.__stderr__)
         sys.__stderr__.flush()
         os._exit(_EXIT_CODE)
