@@ -51,9 +51,8 @@ def run(stage: Stage, argv: Sequence[str] | None) -> None:
             again = " without --overwrite" if arguments.overwrite else ""
             under_lora_dpo = EXIT_CODE_FILE in os.environ  # which says how to go on itself
             note(str(stopped) if under_lora_dpo else f"{stopped} Started again{again}, the run goes on from there.")
-            leave_exit_code(
-                STOPPED_EXIT_CODE, stopped.reason
-            )  # by a file: a launcher kills the other processes where one fails
+            # By a file: a launcher kills the other processes where one fails.
+            leave_exit_code(STOPPED_EXIT_CODE, stopped.reason)
         leave_together()
 
 

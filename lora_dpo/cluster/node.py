@@ -7,6 +7,7 @@ nodes. Which node this is it finds out itself, from what srun has set in its env
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -44,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> int:
         end = NodeEnd(UserError.exit_code, str(error))
         output.write(f"Error: {error}\n")
     else:
-        output.write(f"$ {launch.line}\n")
+        output.write(f"$ {shlex.join(launch.command)}\n")
         end = run_node(launch, training.run, output)
     report = NodeReport(nodes.name, end.exit_code, end.told, end.failures, tuple(output.last_lines))
     report.write(job.reports)

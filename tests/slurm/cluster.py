@@ -18,6 +18,8 @@ ENDED = frozenset(
     {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
 )
 _LOOKS_EACH_SECONDS = 0.3
+_TRIES = 30
+_NO_CONTROLLER = "Unable to contact slurm controller|Socket timed out|Connection refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +34,12 @@ class Cluster:
 
     def run(self, *command: str | Path, cwd: Path = ROOT, check: bool = True, **environment: str) -> str:
         """Runs a command on the login node, and returns what it printed; its errors are in the failure."""
-        done = subprocess.run(
-            [str(word) for word in command],
-            cwd=cwd,
-            env={**os.environ, **self.environment, **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        words, env = [str(word) for word in command], {**os.environ, **self.environment, **environment}
+        for _ in range(_TRIES):
+            done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
+            if done.returncode == 0 or not re.search(_NO_CONTROLLER, done.stderr):
+                break
+            time.sleep(1)  # another test is just restarting it
         assert not check or done.returncode == 0, f"{shlex.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
         return done.stdout.strip()
 

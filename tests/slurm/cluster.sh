@@ -25,6 +25,7 @@
 #   LSL_PRIVATE_TMP=0|1           net=ns only: 1 gives each node a private /tmp (finds "not on a shared filesystem")
 #   LSL_SHARED=DIR[:DIR...]       with LSL_PRIVATE_TMP=1: folders below /tmp that all nodes share all the same
 #   LSL_EXTRA=FILE                a file whose lines are appended to slurm.conf
+# shellcheck disable=SC1091,SC2016,SC2046 # its settings are written by itself; pids are words; `bash -c` expands
 set -Eeuo pipefail
 trap 'echo "cluster.sh: ERROR: line $LINENO: $BASH_COMMAND" >&2' ERR
 

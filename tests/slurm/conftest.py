@@ -54,7 +54,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     and this checkout are. One that was there already, started by hand with the same settings, stays.
     """
     shared = [str(folder) for folder in (ROOT, tmp_path_factory.getbasetemp()) if folder.is_relative_to("/tmp")]
-    settings = {"LSL_PRIVATE_TMP": "1", "LSL_SHARED": ":".join(shared), **os.environ}
+    settings = {"LSL_CPUS": "8", "LSL_PRIVATE_TMP": "1", "LSL_SHARED": ":".join(shared), **os.environ}
     there = subprocess.run([SCRIPT, "status"], env=settings, capture_output=True, check=False).returncode == 0
     started = subprocess.run([SCRIPT, "start"], env=settings, capture_output=True, text=True, check=False)
     if started.returncode != 0:
