@@ -53,7 +53,6 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns:
         The exit code for the script.
     """
-    sys.stderr = Unfailing(sys.stderr)
     verb, *rest = sys.argv[1:] if words is None else words
     with errors_end_the_program():
         return _VERBS[verb](rest)
@@ -252,4 +251,5 @@ _VERBS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 if __name__ == "__main__":
+    sys.stderr = Unfailing(sys.stderr)
     sys.exit(main())

@@ -83,12 +83,13 @@ def plan_launch(
         raise UserError(f"train.strategy {strategy} needs the package deepspeed.", fix="Run: pip install deepspeed")
     if token_budget(recipe) is None:
         plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, world)
-    module = [f"lora_dpo.{recipe.run.stage}", *arguments]
+    module, environment = [f"lora_dpo.{recipe.run.stage}", *arguments], _threads(count)
     if machines > 1 and gpus == 0:
-        command = _torchrun(recipe, strategy, count, module, nodes)
+        command = _torchrun(count, module, nodes)
+        environment |= _deepspeed_environment(strategy)
     else:
         command = _command(strategy, world, module, on_cpu=gpus == 0, nodes=nodes)
-    return Launch(strategy, world, command, _threads(count))
+    return Launch(strategy, world, command, environment)
 
 
 def plan_evaluation(arguments: Sequence[str], *, processes: int) -> Launch:
@@ -166,15 +167,22 @@ def _command(
     return [*command, "-m", *module]
 
 
-def _torchrun(recipe: Recipe, strategy: str, processes: int, module: Sequence[str], nodes: Nodes) -> list[str]:
+def _torchrun(processes: int, module: Sequence[str], nodes: Nodes) -> list[str]:
     """Returns the command for CPUs of several nodes, where `accelerate launch` forms no group, and says nothing."""
     command = [_program("torchrun"), "--nnodes", str(nodes.count), "--node_rank", str(nodes.rank)]
     command += ["--nproc_per_node", str(processes), "--master_addr", nodes.head, "--master_port", str(nodes.port)]
-    words = list(module)
-    if strategy in _DEEPSPEED:
-        section = "sft" if recipe.run.stage == "sft" else "train"
-        words.append(f"{section}.trl.deepspeed={_short(_deepspeed_file(strategy))}")
-    return [*command, "-m", *words]
+    return [*command, "-m", *module]
+
+
+def _deepspeed_environment(strategy: str) -> dict[str, str]:
+    """Returns what `accelerate launch` sets; as a word of the recipe the file would make it another recipe."""
+    if strategy not in _DEEPSPEED:
+        return {}
+    return {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(_deepspeed_file(strategy)),
+        "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file",
+    }
 
 
 def _deepspeed_file(strategy: str) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from lora_dpo.cluster.diagnosis import NodeReport
@@ -39,14 +40,17 @@ def main(words: Sequence[str] | None = None) -> int:
     job = training.job
     nodes = Nodes.of()
     output = Output(job.log(nodes.name if nodes.count > 1 else None), onward=1 if nodes.rank == 0 else None)
-    try:
-        launch = plan(training, words, nodes)
-    except UserError as error:
-        end = NodeEnd(UserError.exit_code, str(error))
-        output.write(f"Error: {error}\n")
-    else:
-        output.write(f"$ {shlex.join(launch.command)}\n")
-        end = run_node(launch, training.run, output)
+    with tempfile.TemporaryDirectory(prefix="lora-dpo-") as local:
+        try:
+            launch = plan(training, words, nodes)
+        except UserError as error:
+            end = NodeEnd(UserError.exit_code, str(error))
+            output.write(f"Error: {error}\n")
+        else:
+            # DeepSpeed compiles there. In the home folder, a job that is killed meanwhile leaves a lock for ever.
+            launch.environment.setdefault("TORCH_EXTENSIONS_DIR", os.environ.get("TORCH_EXTENSIONS_DIR", local))
+            output.write(f"$ {shlex.join(launch.command)}\n")
+            end = run_node(launch, training.run, output)
     report = NodeReport(nodes.name, end.exit_code, end.told, end.failures, tuple(output.last_lines))
     report.write(job.reports)
     return 0 if end.exit_code == STOPPED_EXIT_CODE else end.exit_code

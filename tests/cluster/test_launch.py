@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
 from lora_dpo.cluster.launch import plan_evaluation, plan_launch
+from lora_dpo.cluster.nodes import Nodes
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.schema import Recipe
 from tests.process import ROOT
@@ -195,3 +197,52 @@ def test_an_evaluation_needs_a_gpu_a_process_where_there_are_any(gpus) -> None:
     gpus(2)
     with pytest.raises(UserError, match="3 processes need 3 GPUs; there are 2 on this machine"):
         plan_evaluation(["runs/mine"], processes=3)
+
+
+NODES = Nodes(count=4, rank=2, head="node-a", port=23456)
+OF_FOUR = "--main_process_port 23456 --num_machines 4 --machine_rank 2 --main_process_ip node-a"
+ZERO3 = "--deepspeed_config_file ds_configs/zero3.json"
+ON_NODES = {
+    ("auto", 2): ("ddp", 8, f"{LAUNCH}/ddp.yaml --num_processes 8 {OF_FOUR} {TRAINING}"),
+    ("zero3", 2): ("zero3", 8, f"{LAUNCH}/zero3.yaml --num_processes 8 {OF_FOUR} {ZERO3} {TRAINING}"),
+    ("fsdp2", 1): ("fsdp2", 4, f"{LAUNCH}/fsdp2.yaml --num_processes 4 {OF_FOUR} {TRAINING}"),
+}
+"""Strategy and GPUs a node; what one of four nodes launches."""
+TORCHRUN = "torchrun --nnodes 4 --node_rank 2 --nproc_per_node 2 --master_addr node-a --master_port 23456"
+
+
+@pytest.mark.parametrize("case", ON_NODES, ids=str)
+def test_the_command_line_on_one_of_several_nodes(gpus, one_core, case: tuple[str, int]) -> None:
+    strategy, count = case
+    gpus(count)
+    launch = plan_launch(recipe(strategy), ARGUMENTS, nodes=NODES)
+    line = launch.line.replace(launch.command[0], "accelerate")
+    assert (launch.strategy, launch.processes, line) == ON_NODES[case]
+
+
+def test_on_cpus_of_several_nodes_torchrun_starts_what_accelerate_would_not_join(gpus, one_core) -> None:
+    gpus(0)
+    launch = plan_launch(recipe("zero2"), ARGUMENTS, processes=2, nodes=NODES)
+    assert shlex.join(launch.command).replace(launch.command[0], "torchrun") == f"{TORCHRUN} {TRAINING}"
+    assert launch.environment == {
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(ROOT / "ds_configs" / "zero2.json"),
+        "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file",
+    }
+    with pytest.raises(UserError, match="train.strategy fsdp2 needs GPUs"):
+        plan_launch(recipe("fsdp2"), ARGUMENTS, processes=2, nodes=NODES)
+
+
+def test_two_jobs_on_one_node_do_not_share_a_port(gpus, one_core) -> None:
+    gpus(2)
+    launch = plan_launch(recipe("ddp"), ARGUMENTS, nodes=Nodes(port=20007))
+    assert launch.line.endswith(f"ddp.yaml --num_processes 2 --main_process_port 20007 {TRAINING}")
+
+
+def test_a_batch_must_be_shared_by_all_nodes(gpus) -> None:
+    gpus(1)
+    with pytest.raises(UserError, match="global_batch_size 16 cannot be shared equally by 3 processes"):
+        plan_launch(recipe("ddp", micro=4), ARGUMENTS, nodes=Nodes(count=3, head="a"))
+    with pytest.raises(UserError, match="single is one process, but the job has 4 nodes.\nTake one node"):
+        plan_launch(recipe("single"), ARGUMENTS, nodes=NODES)

@@ -7,7 +7,8 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,3 +84,31 @@ class Cluster:
         self.script("node-up", node)
         state = ("sinfo", "-h", "-N", "-n", node, "-o", "%T")
         self.until(lambda: self.run(*state).split()[:1] == ["idle"], f"{node} idle")
+
+
+@contextmanager
+def started(*shared: Path) -> Iterator[Cluster]:
+    """Brings a cluster of four nodes up, node1 to node4, and down again.
+
+    Its nodes have no way out of the cluster, and a /tmp of their own, of which they share only this checkout and the
+    folders given. One that was there already, started by hand with the same settings, stays.
+
+    Args:
+        shared: Folders for jobs to work in.
+    """
+    below_tmp = [str(folder) for folder in (ROOT, *shared) if folder.is_relative_to("/tmp")]
+    own = {"LSL_CPUS": "8", "LSL_PRIVATE_TMP": "1", "LSL_SHARED": ":".join(below_tmp)}
+    settings = {**own, **os.environ}
+
+    def call(verb: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([SCRIPT, verb], env=settings, capture_output=True, text=True, check=False)
+
+    there = call("status").returncode == 0
+    if (start := call("start")).returncode != 0:
+        raise RuntimeError(f"The cluster did not start:\n{start.stderr}")
+    exports = dict(word.split("=", 1) for word in shlex.split(call("env").stdout) if "=" in word)
+    try:
+        yield Cluster(exports)
+    finally:
+        if not there:
+            call("stop")

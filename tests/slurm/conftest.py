@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.process import ROOT
-from tests.slurm.cluster import SCRIPT, Cluster
+from tests.slurm.cluster import Cluster, started
 
 ASKED = "LORA_DPO_TEST_SLURM"
 _HERE = Path(__file__).parent
@@ -48,18 +45,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Returns a cluster of four nodes: node1 to node4.
-
-    Its nodes have no way out of the cluster, and a /tmp of their own, of which they share only what pytest's folders
-    and this checkout are. One that was there already, started by hand with the same settings, stays.
-    """
-    shared = [str(folder) for folder in (ROOT, tmp_path_factory.getbasetemp()) if folder.is_relative_to("/tmp")]
-    settings = {"LSL_CPUS": "8", "LSL_PRIVATE_TMP": "1", "LSL_SHARED": ":".join(shared), **os.environ}
-    there = subprocess.run([SCRIPT, "status"], env=settings, capture_output=True, check=False).returncode == 0
-    started = subprocess.run([SCRIPT, "start"], env=settings, capture_output=True, text=True, check=False)
-    if started.returncode != 0:
-        pytest.fail(f"The cluster did not start:\n{started.stderr}", pytrace=False)
-    exports = subprocess.run([SCRIPT, "env"], env=settings, capture_output=True, text=True, check=True).stdout
-    yield Cluster(dict(word.split("=", 1) for word in shlex.split(exports) if "=" in word))
-    if not there:
-        subprocess.run([SCRIPT, "stop"], env=settings, capture_output=True, check=False)
+    """Returns a cluster of four nodes, which share pytest's folders."""
+    with started(tmp_path_factory.getbasetemp()) as running:
+        yield running

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
+from tests.slurm import strikes
 from tests.slurm.cluster import Cluster
 from tests.slurm.runs import ClusterRun
 
@@ -17,7 +17,6 @@ AT_ONCE = 3
 STEP = 20
 """The step that a scenario waits for before it does its worst; there are 100."""
 SECTIONS = {"train": {"strategy": "ddp", "epochs": 20, "save_steps": 10, "evals_per_epoch": 0, "hang_timeout": "10m"}}
-ON_1_2, ON_3_4 = "--nodelist=node1,node2", "--nodelist=node3,node4"
 DIES_AT_ONCE = """
 import os, signal
 if os.environ.get("RANK") == "1":
@@ -26,68 +25,48 @@ if os.environ.get("RANK") == "1":
 
 
 def undisturbed(run: ClusterRun) -> None:
-    run.submit(ON_1_2)
+    run.submit()
+    run.ended()
+
+
+def struck(run: ClusterRun, strike: Callable[[ClusterRun], None], *flags: str) -> None:
+    run.submit(*flags)
+    run.at_step(STEP)
+    strike(run)
     run.ended()
 
 
 def time_limit(run: ClusterRun) -> None:
-    run.submit(ON_1_2)
-    run.at_step(STEP)
-    run.cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=5")  # USR1 comes 5 minutes before the end
-    run.cluster.wait(run.job, ["PENDING"])
-    run.cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=20")
-    run.cluster.start_now(run.job)
-    run.ended()
+    struck(run, strikes.reach_time_limit)
 
 
 def preemption(run: ClusterRun) -> None:
-    run.submit(ON_1_2, "--partition=preempt", "--cpus-per-task=5")
-    run.at_step(STEP)
-    needs = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=5", "--mem=100")  # more than is left beside the run
-    other = run.cluster.sbatch(ON_1_2, *needs, "--wrap=sleep 3", "--output=/dev/null", cwd=run.folder)
-    run.cluster.wait(run.job, ["PENDING"])
-    run.cluster.wait(other)
-    run.cluster.start_now(run.job)
-    run.ended()
+    struck(run, strikes.preempt, *strikes.PREEMPTABLE)
 
 
-def preemption_without_grace(run: ClusterRun) -> None:
-    """Slurm's own requeue comes without a word to the job."""
-    run.submit(ON_1_2)
-    run.at_step(STEP)
-    run.cluster.run("scontrol", "requeue", run.job)
-    run.cluster.start_now(run.job)
-    run.ended()
+def requeued_by_slurm(run: ClusterRun) -> None:
+    struck(run, strikes.requeue)
 
 
 def dead_node(run: ClusterRun) -> None:
-    run.submit(ON_3_4)
-    run.at_step(STEP)
-    run.cluster.node_down("node4")
-    run.cluster.wait(run.job, ["PENDING"])
-    run.cluster.node_up("node4")
-    run.cluster.start_now(run.job)
-    run.ended()
+    run.nodes = "node3,node4"  # which no other scenario is on
+    struck(run, strikes.crash_node)
 
 
 def cancelled_step(run: ClusterRun) -> None:
-    run.submit(ON_1_2)
-    run.at_step(STEP)
-    run.cluster.run("scancel", f"{run.job}.0")
-    run.cluster.wait(run.job, ["PENDING"])
-    run.cluster.start_now(run.job)
-    run.ended()
+    struck(run, strikes.cancel_step)
+
+
+def killed_rank(run: ClusterRun) -> None:
+    struck(run, strikes.kill_rank)
 
 
 def restarted_controller(run: ClusterRun) -> None:
-    run.submit(ON_1_2)
-    run.at_step(STEP)
-    run.cluster.script("restart-controller")
-    run.ended()
+    struck(run, lambda run: run.cluster.script("restart-controller"))
 
 
 def full_log_disk(run: ClusterRun) -> None:
-    run.submit(ON_1_2, "--hold", "--output=/dev/full")
+    run.submit("--hold", "--output=/dev/full")
     logs = run.path / "slurm" / "logs"
     logs.mkdir(parents=True)
     for node in ("node1", "node2"):
@@ -98,10 +77,9 @@ def full_log_disk(run: ClusterRun) -> None:
 
 def chain(run: ClusterRun) -> None:
     chained = {"LORA_DPO_REQUEUE": "chain", "LORA_DPO_CHAIN": "one"}
-    first = run.submit(ON_1_2, **chained)
-    run.submit(ON_1_2, f"--dependency=afterany:{first}", **chained)
-    second = run.job
-    run.submit(ON_1_2, f"--dependency=afterany:{second}", **chained)
+    first = run.submit(**chained)
+    for _ in range(2):
+        run.submit(f"--dependency=afterany:{run.job}", **chained)
     run.at_step(STEP)
     run.cluster.run("scancel", "--batch", "--signal=USR1", first)
     run.ended()
@@ -111,7 +89,7 @@ def three_failures(run: ClusterRun) -> None:
     site = run.folder / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(DIES_AT_ONCE)
-    run.submit(ON_1_2, LORA_DPO_CODE=str(site))
+    run.submit(LORA_DPO_CODE=str(site))
     for restart in (1, 2):
         run.cluster.until(lambda restart=restart: len(run.events("ended")) >= restart, f"failure {restart}")
         run.cluster.start_now(run.job)
@@ -119,16 +97,16 @@ def three_failures(run: ClusterRun) -> None:
 
 
 def stop_file(run: ClusterRun) -> None:
-    run.submit(ON_1_2)
+    run.submit()
     run.at_step(STEP)
     (run.path / "stop").write_text("lunch")
     run.ended()
-    run.submit(ON_1_2)
+    run.submit()
     run.ended()
 
 
 def scancel(run: ClusterRun) -> None:
-    run.submit(ON_1_2)
+    run.submit()
     run.at_step(STEP)
     run.cluster.run("scancel", run.job)
     run.ended()
@@ -136,8 +114,8 @@ def scancel(run: ClusterRun) -> None:
 
 
 SCENARIOS: tuple[Callable[[ClusterRun], None], ...] = (
-    undisturbed, dead_node, time_limit, preemption, preemption_without_grace, cancelled_step, restarted_controller,
-    full_log_disk, chain, three_failures, stop_file, scancel,
+    undisturbed, dead_node, time_limit, preemption, requeued_by_slurm, cancelled_step, killed_rank,
+    restarted_controller, full_log_disk, chain, three_failures, stop_file, scancel,
 )  # fmt: skip
 
 
@@ -168,6 +146,7 @@ ENDS = {
     preemption: [("preemption", True, STOPPED), ("done", False, 0)],
     dead_node: [("vanished", True, None), ("done", False, 0)],
     cancelled_step: [("failure", True, STOPPED), ("done", False, 0)],
+    killed_rank: [("failure", True, 1), ("done", False, 0)],
     restarted_controller: [("done", False, 0)],
     chain: [("time limit", False, STOPPED), ("done", False, 0), ("done", False, 0)],
     stop_file: [("asked", False, STOPPED), ("done", False, 0)],
@@ -184,8 +163,8 @@ def test_it_ends_as_one_that_was_left_alone(played, scenario: Callable):
         assert after["from_step"] == before["step"] >= STEP
 
 
-def test_preempted_without_grace_it_goes_on_from_its_newest_checkpoint(played):
-    run = played(preemption_without_grace)
+def test_ended_without_grace_it_goes_on_from_what_it_had_saved(played):
+    run = played(requeued_by_slurm)
     assert run.adapter == played(undisturbed).adapter
     (cause, requeued, _), last = run.starts()
     assert cause in ("ended by Slurm", "vanished")  # whether there is time to say so is Slurm's to decide
@@ -221,7 +200,7 @@ def test_a_cancelled_job_saves_and_stays_ended(played):
     assert json.loads((run.path / "stopped.json").read_text())["step"] == line["step"]
 
 
-def test_the_record_tells_the_nodes_of_each_start(played):
-    for line in played(dead_node).events():
-        assert line["nodes"] == ["node3", "node4"]
-        assert Path(played(dead_node).path).name == "small"
+def test_the_record_tells_the_nodes_and_what_was_first(played):
+    assert all(line["nodes"] == ["node3", "node4"] for line in played(dead_node).events())
+    (failed, _) = played(killed_rank).events("ended")
+    assert failed["reason"].startswith("Rank 1 on node2 failed first: it was killed by signal 9")

@@ -14,7 +14,8 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.runs import ClusterRun
 
 STRATEGIES = ["ddp", pytest.param("zero2", marks=needs_deepspeed), pytest.param("zero3", marks=needs_deepspeed)]
-SHAPES = {"one node": (1, 4), "ddp": (2, 2), "zero2": (2, 2), "zero3": (2, 2)}
+# On two nodes that they share, so that their ports would collide.
+SHAPES = {"one node": ("node4", 4), **dict.fromkeys(("ddp", "zero2", "zero3"), ("node1,node2", 2))}
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +24,14 @@ def trained(cluster: Cluster, tiny_models, tmp_path_factory: pytest.TempPathFact
     folder, runs = tmp_path_factory.mktemp("trained"), {}
     for name, (nodes, each) in SHAPES.items():
         runs[name] = ClusterRun(cluster, folder / f"with {name}", tiny_models("llama"))
+        runs[name].nodes = nodes
         strategy = "ddp" if name == "one node" else name
-        # On two nodes that they share, so that their ports would collide.
-        where = "node4" if name == "one node" else "node1,node2"
-        words = (f"train.strategy={strategy}",)
-        runs[name].submit(f"--nodelist={where}", nodes=nodes, each=each, words=words, LORA_DPO_OFFLINE="1")
+        runs[name].submit(
+            each=each,
+            words=(f"train.strategy={strategy}",),
+            LORA_DPO_OFFLINE="1",
+            TORCH_EXTENSIONS_DIR=str(folder / "compiled"),  # once for all
+        )
 
     def of(name: str) -> ClusterRun:
         job = runs[name].ended()
@@ -84,9 +88,10 @@ def test_a_mistake_is_said_once_and_not_tried_again(cluster: Cluster, tiny_model
 
 def test_an_array_is_one_run_a_task(cluster: Cluster, tiny_models, tmp_path: Path):
     run = ClusterRun(cluster, tmp_path, tiny_models("llama"))
+    run.nodes = "node3"
     words = ("train.strategy=single", "train.max_steps=2", "evaluation.samples=0")
-    refused = run.submit("--array=1-2", nodes=1, words=words)
-    run.submit("--array=1-2", nodes=1, words=(*words, "run.seed=%a", "run.name=seed-%a"))
+    refused = run.submit("--array=1-2", words=words)
+    run.submit("--array=1-2", words=(*words, "run.seed=%a", "run.name=seed-%a"))
     run.cluster.until(
         lambda: all((tmp_path / "runs" / f"seed-{n}" / "report.json").is_file() for n in (1, 2)),
         "both runs of the array",

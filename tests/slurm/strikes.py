@@ -1,0 +1,68 @@
+"""What befalls jobs on a cluster; each leaves the job started again, or on its way to that."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+
+import psutil
+
+from tests.slurm.runs import ClusterRun
+
+PREEMPTABLE = ("--partition=preempt", "--cpus-per-task=5")
+"""Flags of a job that another one will preempt: there is no room for both."""
+
+
+def preempt(run: ClusterRun) -> None:
+    """Submits a job that needs the run's nodes, to a partition that goes before its own, with ten seconds of grace."""
+    needs = (f"--nodelist={run.nodes}", f"--nodes={run.nodes.count(',') + 1}", "--cpus-per-task=5", "--mem=100")
+    other = run.cluster.sbatch(*needs, "--wrap=sleep 3", "--output=/dev/null", cwd=run.folder)
+    run.cluster.wait(other)
+    start_again(run)
+
+
+def requeue(run: ClusterRun) -> None:
+    """Lets Slurm requeue the job, as by a preemption without grace: it is killed without being asked."""
+    run.cluster.run("scontrol", "requeue", run.job)
+    start_again(run)
+
+
+def crash_node(run: ClusterRun) -> None:
+    """Pulls the plug of the last node; Slurm finds out, and requeues the job."""
+    node = run.nodes.split(",")[-1]
+    run.cluster.node_down(node)
+    run.cluster.wait(run.job, ["PENDING"])
+    run.cluster.node_up(node)
+    start_again(run)
+
+
+def cancel_step(run: ClusterRun) -> None:
+    """Ends what srun has started, but not the batch script."""
+    run.cluster.run("scancel", f"{run.job}.0")
+    start_again(run)
+
+
+def reach_time_limit(run: ClusterRun) -> None:
+    """Moves the time limit so near that Slurm warns of it."""
+    run.cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=5")  # USR1 comes 5 minutes before it
+    run.cluster.wait(run.job, ["PENDING"])
+    run.cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=20")
+    start_again(run)
+
+
+def kill_rank(run: ClusterRun, rank: int = 1) -> None:
+    """Kills one process of the training, as a machine without memory does."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            environment = process.environ()
+            if environment.get("SLURM_JOB_ID") == run.job and environment.get("RANK") == str(rank):
+                process.send_signal(signal.SIGKILL)
+    start_again(run)
+
+
+def start_again(run: ClusterRun) -> None:
+    """Spares a job that waits to be started again the two minutes that Slurm gives it."""
+    ended = {"COMPLETED", "FAILED", "CANCELLED"}
+    state = run.cluster.wait(run.job, ["PENDING", *ended])["JobState"]
+    if state == "PENDING":
+        run.cluster.run("scontrol", "update", f"JobId={run.job}", "StartTime=now")
