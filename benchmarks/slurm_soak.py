@@ -4,7 +4,7 @@
     python benchmarks/slurm_soak.py --rounds 2 --strike preempt --strike crash_node
 
 A round is one training of a tiny model that is struck once, in its turn: preempted, requeued without grace, a node
-crashed, its step cancelled, its time limit reached, one of its processes killed. Slurm and the job then have to bring
+crashed, its step cancelled, warned of the time limit, one of its processes killed. Slurm and the job then have to bring
 it to its end by themselves. It is identical if adapter, metrics (but for wall times) and report are. Needs what
 tests/slurm needs: root on Debian, where it installs Slurm if it is missing.
 """
@@ -75,7 +75,7 @@ def main(
     from tests.slurm.cluster import started
 
     known = (strikes.preempt, strikes.crash_node, strikes.requeue, strikes.kill_rank, strikes.cancel_step)
-    kinds = {kind.__name__: kind for kind in (*known, strikes.reach_time_limit)}
+    kinds = {kind.__name__: kind for kind in (*known, strikes.warn)}
     check_names(strike or (), kinds)
     chosen = [kinds[name] for name in strike or kinds]
     plan = [chosen[number % len(chosen)] for number in range(rounds)]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +42,7 @@ _CAUSES: dict[str, Cause] = {
     ENDED_BY_SLURM: "ended by Slurm",
 }
 """What a training says that it was stopped by where nobody wished it; anything else is a wish, in a stop file."""
+_WAITS_SECONDS = 120
 _GIVEN_UP_BEFORE = "An earlier job of this chain has given up"
 
 
@@ -71,6 +73,7 @@ def _begin(words: Sequence[str]) -> int:
         job.write_down("ended", cause="done", reason="The run was complete.", exit_code=0, requeued=False)
         return 0
     _check_chain(job)
+    _wait_for_the_start_before(run)
     check_can_start(recipe, run, overwrite=False)
     run.stop_file.unlink(missing_ok=True)
     remove(job.reports)
@@ -117,9 +120,10 @@ def judge(training: TrainingJob, reports: Sequence[NodeReport], code: int, asked
         return Attempt("mistake", told, UserError.exit_code), ""
     failed = codes - {0, STOPPED_EXIT_CODE}
     all_said = {report.node for report in reports} >= set(training.job.nodes)
-    if STOPPED_EXIT_CODE in codes and not failed and all_said:
-        told = next((report.told for report in reports if report.told), "")
-        reason = _stopped_by(training.run) or told or asked
+    # It is written when the checkpoint is there. Launchers that Slurm ends as well may fail after that.
+    reason = _stopped_by(training.run)
+    if reason or (STOPPED_EXIT_CODE in codes and not failed and all_said):
+        reason = reason or next((report.told for report in reports if report.told), asked)
         cause = _CAUSES.get(reason, "asked") if reason not in ("SIGTERM", "SIGUSR1") or not asked else _CAUSES[asked]
         return Attempt(cause, f"Stopped by {reason or 'a stop file'}, in order.", STOPPED_EXIT_CODE), ""
     if asked:
@@ -195,6 +199,17 @@ def _settle(job: Job, attempt: Attempt, details: str) -> int:
     if decision.action == "requeue":
         print("requeue")
     return decision.exit_code
+
+
+def _wait_for_the_start_before(run: RunFolder) -> None:
+    """Waits, but not for ever, until a start that Slurm is still ending has let go of the run."""
+    for _ in range(_WAITS_SECONDS if run.is_run else 0):
+        try:
+            run.lock().release()
+        except UserError:
+            time.sleep(1)
+        else:
+            return
 
 
 def _write_down_what_vanished(job: Job, step: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from lora_dpo.cluster import batch
 from lora_dpo.cluster.diagnosis import NodeReport
@@ -147,6 +148,23 @@ def test_a_stop_in_order(reason: str, asked: str, cause: str, action: str, in_st
     assert ended(0, asked) == 85
     assert (last()["cause"], last()["action"], last()["step"]) == (cause, action, 12)
     assert capfd.readouterr().out == ("requeue\n" if action == "requeue" else "")
+
+
+def test_saved_in_order_though_a_launcher_was_ended_after_that(capfd):
+    stopped("SIGTERM")
+    reports(NodeReport("node1", 85, told="SIGTERM"), NodeReport("node2", 1))
+    assert ended(143) == 85
+    assert (last()["cause"], last()["reason"], last()["step"]) == ("failure", "Stopped by SIGTERM, in order.", 12)
+
+
+def test_it_waits_for_a_start_that_is_still_ending(monkeypatch, capfd):
+    checkpoint(3)
+    held = FileLock(RUN.path / ".lock", is_singleton=False)
+    held.acquire()
+    waits = []
+    monkeypatch.setattr(batch.time, "sleep", lambda seconds: waits.append(seconds) or held.release())
+    assert begin() == 0
+    assert waits == [1]
 
 
 def test_killed_before_it_could_save(capfd):

@@ -54,10 +54,12 @@ class Cluster:
         return dict(re.findall(r"^\s*(\w+)=(.*)$", re.sub(r" (?=[A-Z][\w:/]*=)", "\n", text), re.M))
 
     def wait(self, job: str, states: Iterable[str] = ENDED, timeout: float = 300) -> dict[str, str]:
-        """Waits until a job is in one of the states, and returns what it is then."""
-        states = set(states)
-        self.until(lambda: self.job(job)["JobState"] in states, f"job {job} in {sorted(states)}", timeout)
-        return self.job(job)
+        """Waits until a job is in one of the states, or has ended in another one, and returns what it is then."""
+        awaited = {*states, *ENDED}
+        self.until(lambda: self.job(job)["JobState"] in awaited, f"job {job} in {sorted(awaited)}", timeout)
+        found = self.job(job)
+        assert found["JobState"] in set(states), f"job {job} has ended: {found['JobState']} {found['ExitCode']}"
+        return found
 
     def until(self, holds: Callable[[], object], what: str, timeout: float = 300) -> None:
         """Waits until something holds."""

@@ -42,8 +42,16 @@ class ClusterRun(SmallRun):
         return self.job
 
     def at_step(self, number: int) -> None:
-        """Waits until the run has a checkpoint of a step as late as that, which it must reach before it ends."""
-        self.cluster.until(lambda: max(self.checkpoints(), default=0) >= number, f"step {number} of {self.folder}")
+        """Waits until the run, which still goes on then, has a checkpoint of a step as late as that."""
+
+        def is_there() -> bool:
+            state = self.cluster.job(self.job)["JobState"]
+            assert state in ("PENDING", "RUNNING", "COMPLETING"), (
+                f"{state} before step {number}:\n{self.output[-3000:]}"
+            )
+            return max(self.checkpoints(), default=0) >= number
+
+        self.cluster.until(is_there, f"step {number} of {self.folder}")
 
     def ended(self) -> dict[str, str]:
         """Waits until the job has ended, and returns what Slurm says of it."""

@@ -1,4 +1,4 @@
-"""What befalls jobs on a cluster; each leaves the job started again, or on its way to that."""
+"""What befalls jobs on a cluster; each waits until the job has come to its end all the same."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 
 import psutil
 
+from tests.slurm.cluster import ENDED
 from tests.slurm.runs import ClusterRun
 
 PREEMPTABLE = ("--partition=preempt", "--cpus-per-task=5")
@@ -42,11 +43,9 @@ def cancel_step(run: ClusterRun) -> None:
     start_again(run)
 
 
-def reach_time_limit(run: ClusterRun) -> None:
-    """Moves the time limit so near that Slurm warns of it."""
-    run.cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=5")  # USR1 comes 5 minutes before it
-    run.cluster.wait(run.job, ["PENDING"])
-    run.cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=20")
+def warn(run: ClusterRun) -> None:
+    """Sends what Slurm sends some minutes before the time limit, at this moment instead of its own."""
+    run.cluster.run("scancel", "--batch", "--signal=USR1", run.job)
     start_again(run)
 
 
@@ -61,8 +60,12 @@ def kill_rank(run: ClusterRun, rank: int = 1) -> None:
 
 
 def start_again(run: ClusterRun) -> None:
-    """Spares a job that waits to be started again the two minutes that Slurm gives it."""
-    ended = {"COMPLETED", "FAILED", "CANCELLED"}
-    state = run.cluster.wait(run.job, ["PENDING", *ended])["JobState"]
-    if state == "PENDING":
+    """Spares the job the two minutes that Slurm lets a requeued one wait, as often as it is requeued until it ends."""
+    run.cluster.until(lambda: _waits_or_ended(run), f"the end of {run.folder}")
+
+
+def _waits_or_ended(run: ClusterRun) -> bool:
+    job = run.cluster.job(run.job)
+    if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime":
         run.cluster.run("scontrol", "update", f"JobId={run.job}", "StartTime=now")
+    return job["JobState"] in ENDED

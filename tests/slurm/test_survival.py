@@ -36,8 +36,17 @@ def struck(run: ClusterRun, strike: Callable[[ClusterRun], None], *flags: str) -
     run.ended()
 
 
+def warned(run: ClusterRun) -> None:
+    struck(run, strikes.warn)
+
+
 def time_limit(run: ClusterRun) -> None:
-    struck(run, strikes.reach_time_limit)
+    """Slurm looks at time limits twice a minute, so this run has no end of its own."""
+    run.submit(words=("train.epochs=10000",))
+    run.at_step(STEP)
+    run.cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=5")  # the warning comes 5 minutes before it
+    run.cluster.wait(run.job, ["PENDING"])
+    run.cluster.run("scancel", run.job)
 
 
 def preemption(run: ClusterRun) -> None:
@@ -81,7 +90,7 @@ def chain(run: ClusterRun) -> None:
     for _ in range(2):
         run.submit(f"--dependency=afterany:{run.job}", **chained)
     run.at_step(STEP)
-    run.cluster.run("scancel", "--batch", "--signal=USR1", first)
+    run.cluster.run("scancel", "--batch", "--signal=USR1", first)  # as in `warned`
     run.ended()
 
 
@@ -114,7 +123,7 @@ def scancel(run: ClusterRun) -> None:
 
 
 SCENARIOS: tuple[Callable[[ClusterRun], None], ...] = (
-    undisturbed, dead_node, time_limit, preemption, requeued_by_slurm, cancelled_step, killed_rank,
+    undisturbed, dead_node, warned, time_limit, preemption, requeued_by_slurm, cancelled_step, killed_rank,
     restarted_controller, full_log_disk, chain, three_failures, stop_file, scancel,
 )  # fmt: skip
 
@@ -131,7 +140,8 @@ def scenarios(cluster: Cluster, tiny_models, tmp_path_factory: pytest.TempPathFa
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {scenario.__name__: pool.submit(play, scenario) for scenario in SCENARIOS}
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        cluster.run("scancel", "--user=root")
 
 
 @pytest.fixture
@@ -142,9 +152,8 @@ def played(scenarios: dict[str, Future]) -> Callable[[Callable], ClusterRun]:
 
 STOPPED = 85
 ENDS = {
-    time_limit: [("time limit", True, STOPPED), ("done", False, 0)],
+    warned: [("time limit", True, STOPPED), ("done", False, 0)],
     preemption: [("preemption", True, STOPPED), ("done", False, 0)],
-    dead_node: [("vanished", True, None), ("done", False, 0)],
     cancelled_step: [("failure", True, STOPPED), ("done", False, 0)],
     killed_rank: [("failure", True, 1), ("done", False, 0)],
     restarted_controller: [("done", False, 0)],
@@ -163,12 +172,28 @@ def test_it_ends_as_one_that_was_left_alone(played, scenario: Callable):
         assert after["from_step"] == before["step"] >= STEP
 
 
+def test_a_dead_node_costs_a_start(played):
+    run = played(dead_node)
+    assert run.adapter == played(undisturbed).adapter
+    # Slurm repeats its order to end the job, which node4 could not hear, and hits the start that came too soon after.
+    vanished, *_, last = run.events("ended")
+    assert (vanished["cause"], vanished["requeued"], last["cause"]) == ("vanished", True, "done")
+    assert run.events("started")[1]["from_step"] == vanished["step"] >= STEP
+
+
 def test_ended_without_grace_it_goes_on_from_what_it_had_saved(played):
     run = played(requeued_by_slurm)
     assert run.adapter == played(undisturbed).adapter
     (cause, requeued, _), last = run.starts()
     assert cause in ("ended by Slurm", "vanished")  # whether there is time to say so is Slurm's to decide
     assert last == ("done", False, 0)
+
+
+def test_the_time_limit_is_seen_coming(played):
+    (line,) = played(time_limit).events("ended")
+    assert (line["cause"], line["requeued"], line["exit_code"]) == ("time limit", True, STOPPED)
+    assert line["reason"] == "Stopped by the job's time limit, in order."
+    assert line["step"] == max(played(time_limit).checkpoints()) >= STEP
 
 
 def test_a_full_log_disk_is_no_reason_to_die(played):
