@@ -12,7 +12,9 @@ import psutil
 import pytest
 
 from lora_dpo.cluster.launch import Launch, plan_launch
-from lora_dpo.cluster.supervise import run_launch
+from lora_dpo.cluster.output import Output
+from lora_dpo.cluster.supervise import NodeEnd, run_launch, run_node
+from lora_dpo.console import Failure
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
 from tests.process import ROOT
@@ -182,3 +184,39 @@ def test_a_signal_stops_the_training_in_order_and_the_same_command_goes_on(tiny_
     assert again.returncode == 0, again.stderr
     assert f"Going on from {run.checkpoints}/step-{stopped['step']}, after step {stopped['step']} of" in again.stderr
     assert not run.stopped.exists()
+
+
+FAILS = """
+import json, os, sys
+print("words of a rank")
+file = os.environ["LORA_DPO_EXIT_CODE_FILE"]
+open(file, "w").write("1")
+open(file + ".3", "w").write(json.dumps({"rank": 3, "time": 5.0, "words": "ValueError: no", "stack": "line 7"}))
+raise SystemExit(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("child", "end"),
+    [
+        ("pass", NodeEnd(0)),
+        (DIED, NodeEnd(137)),
+        (FAILS, NodeEnd(1, failures=(Failure(3, 5.0, "ValueError: no", "line 7"),))),
+        (TOLD.format(told="2\\nwhat is wrong"), NodeEnd(2, "what is wrong")),
+        (TOLD.format(told="85\\npreemption"), NodeEnd(85, "preemption")),
+    ],
+)
+def test_how_a_node_of_a_job_ends(child: str, end: NodeEnd, run: RunFolder) -> None:
+    output = Output(None)
+    assert run_node(Launch("ddp", 2, [sys.executable, "-c", child]), run, output) == end
+    assert output.last_lines == (["words of a rank"] if child == FAILS else [])
+
+
+def test_no_signal_ends_a_node_of_a_job_and_the_batch_script_s_words_stay(run: RunFolder) -> None:
+    run.path.mkdir()
+    child = "import os, signal, time\n" + 3 * "os.kill(os.getppid(), signal.SIGTERM); time.sleep(0.3)\n"
+    assert run_node(Launch("ddp", 2, [sys.executable, "-c", child]), run, Output(None)) == NodeEnd(0)
+    assert run.stop_file.read_text() == "SIGTERM"
+    run.stop_file.write_text("preemption")
+    assert run_node(Launch("ddp", 2, [sys.executable, "-c", child]), run, Output(None)) == NodeEnd(0)
+    assert run.stop_file.read_text() == "preemption"
