@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tests.slurm.runs import ClusterRun
 
 _ROOT = Path(__file__).resolve().parent.parent
-_SECTIONS = {"train": {"strategy": "ddp", "epochs": 20, "save_steps": 10, "evals_per_epoch": 0, "hang_timeout": "10m"}}
+_SECTIONS = {"train": {"strategy": "ddp", "epochs": 12, "save_steps": 5, "evals_per_epoch": 0, "hang_timeout": "10m"}}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 

@@ -201,7 +201,7 @@ GresTypes=gpu
 # quick reactions, for tests
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
-KillWait=5
+KillWait=30
 SlurmdTimeout=10
 SlurmctldTimeout=10
 MessageTimeout=10
@@ -236,7 +236,7 @@ EOF
   done >>"$D/etc/slurm.conf"
   cat >>"$D/etc/slurm.conf" <<EOF
 PartitionName=batch   Nodes=node[1-$LSL_NODES] Default=YES PriorityTier=10 PreemptMode=OFF DefaultTime=10 MaxTime=1-0 State=UP
-PartitionName=preempt Nodes=node[1-$LSL_NODES] PriorityTier=1 PreemptMode=REQUEUE GraceTime=10 DefaultTime=10 MaxTime=1-0 State=UP
+PartitionName=preempt Nodes=node[1-$LSL_NODES] PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 DefaultTime=10 MaxTime=1-0 State=UP
 PartitionName=short   Nodes=node[1-$LSL_NODES] PriorityTier=10 PreemptMode=OFF DefaultTime=1 MaxTime=2 MaxNodes=1 State=UP
 EOF
   [[ -z $LSL_EXTRA ]] || cat "$LSL_EXTRA" >>"$D/etc/slurm.conf"

@@ -14,9 +14,9 @@ from tests.slurm.runs import ClusterRun
 
 AT_ONCE = 3
 """Scenarios side by side; more of them would only share the same cores."""
-STEP = 20
-"""The step that a scenario waits for before it does its worst; there are 100."""
-SECTIONS = {"train": {"strategy": "ddp", "epochs": 20, "save_steps": 10, "evals_per_epoch": 0, "hang_timeout": "10m"}}
+STEP = 10
+"""The step that a scenario waits for before it does its worst; there are 60."""
+SECTIONS = {"train": {"strategy": "ddp", "epochs": 12, "save_steps": 5, "evals_per_epoch": 0, "hang_timeout": "10m"}}
 DIES_AT_ONCE = """
 import os, signal
 if os.environ.get("RANK") == "1":
@@ -156,6 +156,7 @@ ENDS = {
     preemption: [("preemption", True, STOPPED), ("done", False, 0)],
     cancelled_step: [("failure", True, STOPPED), ("done", False, 0)],
     killed_rank: [("failure", True, 1), ("done", False, 0)],
+    dead_node: [("vanished", True, None), ("done", False, 0)],
     restarted_controller: [("done", False, 0)],
     chain: [("time limit", False, STOPPED), ("done", False, 0), ("done", False, 0)],
     stop_file: [("asked", False, STOPPED), ("done", False, 0)],
@@ -170,15 +171,6 @@ def test_it_ends_as_one_that_was_left_alone(played, scenario: Callable):
     assert run.ended()["JobState"] == "COMPLETED"
     for before, after in zip(run.events("ended"), run.events("started")[1:], strict=False):
         assert after["from_step"] == before["step"] >= STEP
-
-
-def test_a_dead_node_costs_a_start(played):
-    run = played(dead_node)
-    assert run.adapter == played(undisturbed).adapter
-    # Slurm repeats its order to end the job, which node4 could not hear, and hits the start that came too soon after.
-    vanished, *_, last = run.events("ended")
-    assert (vanished["cause"], vanished["requeued"], last["cause"]) == ("vanished", True, "done")
-    assert run.events("started")[1]["from_step"] == vanished["step"] >= STEP
 
 
 def test_ended_without_grace_it_goes_on_from_what_it_had_saved(played):
