@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -29,9 +30,11 @@ class Cluster:
 
     Attributes:
         environment: What a process needs besides the test's own environment to talk to it.
+        over: Ends all waiting, in whatever thread.
     """
 
     environment: dict[str, str] = field(default_factory=dict)
+    over: threading.Event = field(default_factory=threading.Event)
 
     def run(self, *command: str | Path, cwd: Path = ROOT, check: bool = True, **environment: str) -> str:
         """Runs a command on the login node, and returns what it printed; its errors are in the failure."""
@@ -65,6 +68,7 @@ class Cluster:
         """Waits until something holds."""
         end = time.monotonic() + timeout
         while not holds():
+            assert not self.over.is_set(), f"the tests are over before {what}"
             assert time.monotonic() < end, f"not within {timeout:g} seconds: {what}\n{self.run('squeue', '--all')}"
             time.sleep(_LOOKS_EACH_SECONDS)
 

@@ -15,7 +15,7 @@ PREEMPTABLE = ("--partition=preempt", "--cpus-per-task=5")
 
 
 def preempt(run: ClusterRun) -> None:
-    """Submits a job that needs the run's nodes, to a partition that goes before its own, with half a minute of grace."""
+    """Submits a job that needs the run's nodes and goes before it; there is half a minute of grace."""
     needs = (f"--nodelist={run.nodes}", f"--nodes={run.nodes.count(',') + 1}", "--cpus-per-task=5", "--mem=100")
     other = run.cluster.sbatch(*needs, "--wrap=sleep 3", "--output=/dev/null", cwd=run.folder)
     run.cluster.wait(other)

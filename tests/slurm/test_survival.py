@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -131,6 +133,7 @@ SCENARIOS: tuple[Callable[[ClusterRun], None], ...] = (
 @pytest.fixture(scope="module")
 def scenarios(cluster: Cluster, tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future]]:
     """Plays all scenarios, some side by side, each with a run of its own."""
+    cluster = replace(cluster, over=threading.Event())
     folder, model = tmp_path_factory.mktemp("survival"), tiny_models("llama")
 
     def play(scenario: Callable[[ClusterRun], None]) -> ClusterRun:
@@ -140,6 +143,7 @@ def scenarios(cluster: Cluster, tiny_models, tmp_path_factory: pytest.TempPathFa
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {scenario.__name__: pool.submit(play, scenario) for scenario in SCENARIOS}
+        cluster.over.set()
         pool.shutdown(wait=False, cancel_futures=True)
         cluster.run("scancel", "--user=root")
 
