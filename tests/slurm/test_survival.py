@@ -158,7 +158,7 @@ STOPPED = 85
 ENDS = {
     warned: [("time limit", True, STOPPED), ("done", False, 0)],
     preemption: [("preemption", True, STOPPED), ("done", False, 0)],
-    cancelled_step: [("failure", True, STOPPED), ("done", False, 0)],
+    cancelled_step: [("failure", True, 137), ("done", False, 0)],
     killed_rank: [("failure", True, 1), ("done", False, 0)],
     dead_node: [("vanished", True, None), ("done", False, 0)],
     restarted_controller: [("done", False, 0)],
