@@ -72,11 +72,6 @@ class Cluster:
             assert time.monotonic() < end, f"not within {timeout:g} seconds: {what}\n{self.run('squeue', '--all')}"
             time.sleep(_LOOKS_EACH_SECONDS)
 
-    def start_now(self, job: str) -> None:
-        """Spares a requeued job the two minutes that Slurm lets it wait."""
-        self.wait(job, ["PENDING"])
-        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-
     def script(self, *words: str) -> None:
         """Calls `cluster.sh`."""
         self.run(SCRIPT, *words)

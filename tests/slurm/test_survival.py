@@ -101,10 +101,7 @@ def three_failures(run: ClusterRun) -> None:
     site.mkdir()
     (site / "sitecustomize.py").write_text(DIES_AT_ONCE)
     run.submit(LORA_DPO_CODE=str(site))
-    for restart in (1, 2):
-        run.cluster.until(lambda restart=restart: len(run.events("ended")) >= restart, f"failure {restart}")
-        run.cluster.start_now(run.job)
-    run.ended()
+    strikes.start_again(run)
 
 
 def stop_file(run: ClusterRun) -> None:
