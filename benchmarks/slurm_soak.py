@@ -126,9 +126,9 @@ def _round(
     run.submit(*(strikes.PREEMPTABLE if strike is strikes.preempt else ()))
     run.cluster.wait(run.job, ["RUNNING"])
     end = time.monotonic() + after_seconds
-    while time.monotonic() < end and run.cluster.job(run.job)["JobState"] == "RUNNING":
+    while time.monotonic() < end and run.cluster.state(run.job) == "RUNNING":
         time.sleep(0.2)
-    at_step, struck = max(run.checkpoints(), default=0), run.cluster.job(run.job)["JobState"] == "RUNNING"
+    at_step, struck = max(run.checkpoints(), default=0), run.cluster.state(run.job) == "RUNNING"
     if struck:
         strike(run)
     job = run.ended()

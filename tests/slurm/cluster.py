@@ -20,6 +20,7 @@ ENDED = frozenset(
     {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
 )
 _LOOKS_EACH_SECONDS = 0.3
+_REQUEUES_WITHIN_SECONDS = 3
 _TRIES = 30
 _NO_CONTROLLER = "Unable to contact slurm controller|Socket timed out|Connection refused"
 
@@ -56,10 +57,18 @@ class Cluster:
         text = self.run("scontrol", "show", "job", job).split("\n\n")[0]
         return dict(re.findall(r"^\s*(\w+)=(.*)$", re.sub(r" (?=[A-Z][\w:/]*=)", "\n", text), re.M))
 
+    def state(self, job: str) -> str:
+        """Returns a job's state; one that is being requeued may look for a moment as if it had ended."""
+        state = self.job(job)["JobState"]
+        if state in ENDED:
+            time.sleep(_REQUEUES_WITHIN_SECONDS)
+            state = self.job(job)["JobState"]
+        return state
+
     def wait(self, job: str, states: Iterable[str] = ENDED, timeout: float = 300) -> dict[str, str]:
         """Waits until a job is in one of the states, or has ended in another one, and returns what it is then."""
         awaited = {*states, *ENDED}
-        self.until(lambda: self.job(job)["JobState"] in awaited, f"job {job} in {sorted(awaited)}", timeout)
+        self.until(lambda: self.state(job) in awaited, f"job {job} in {sorted(awaited)}", timeout)
         found = self.job(job)
         assert found["JobState"] in set(states), f"job {job} has ended: {found['JobState']} {found['ExitCode']}"
         return found

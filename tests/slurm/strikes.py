@@ -68,7 +68,7 @@ def start_again(run: ClusterRun) -> None:
 
 
 def _waits_or_ended(run: ClusterRun) -> bool:
-    job = run.cluster.job(run.job)
-    if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime":
+    state = run.cluster.state(run.job)
+    if state == "PENDING" and run.cluster.job(run.job)["Reason"] == "BeginTime":
         run.cluster.run("scontrol", "update", f"JobId={run.job}", "StartTime=now")
-    return job["JobState"] in ENDED
+    return state in ENDED
