@@ -58,7 +58,6 @@ def main(words: Sequence[str] | None = None) -> int:
     verb, *rest = sys.argv[1:] if words is None else words
     with errors_end_the_program():
         return _VERBS[verb](rest)
-    raise AssertionError("the line above ends the program")
 
 
 def _begin(words: Sequence[str]) -> int:
@@ -70,13 +69,14 @@ def _begin(words: Sequence[str]) -> int:
     _write_down_what_vanished(job, training.newest_step())
     if run.is_finished(recipe):
         note(f"The run is complete: {run.report_md}")
-        job.write_down("ended", cause="done", reason="The run was complete.", exit_code=0, requeued=False)
+        reason = "The run was complete."
+        job.write_down("ended", cause="done", reason=reason, exit_code=0, requeued=False, action="done")
         return 0
     _check_chain(job)
     _wait_for_the_start_before(run)
     check_can_start(recipe, run, overwrite=False)
-    run.stop_file.unlink(missing_ok=True)
-    remove(job.reports)
+    for left in (run.stop_file, run.stopped, job.reports):  # what an earlier start was asked, and how it ended
+        remove(left)
     step = training.newest_step()
     job.write_down("started", from_step=step)
     with suppress(OSError):
@@ -134,7 +134,7 @@ def judge(training: TrainingJob, reports: Sequence[NodeReport], code: int, asked
 
 
 def _begin_verb(words: Sequence[str]) -> int:
-    """Prints `begin`, since a verb that is through says so itself."""
+    """Writes down that a verb begins; one that is through already says so itself."""
     Policy.of()
     job = _verb_job(words)
     _write_down_what_vanished(job, 0)

@@ -33,7 +33,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when they went through, and when they stopped in order: another code would let srun kill the other nodes in
-        the middle of leaving. The code itself goes into a file that the batch script's `job ended` reads.
+        the middle of leaving. The code itself goes into a file that `batch ended` reads.
     """
     words = list(sys.argv[1:] if words is None else words)
     training = TrainingJob.of(words)

@@ -157,6 +157,15 @@ def test_saved_in_order_though_a_launcher_was_ended_after_that(capfd):
     assert (last()["cause"], last()["reason"], last()["step"]) == ("failure", "Stopped by SIGTERM, in order.", 12)
 
 
+def test_how_an_earlier_start_ended_says_nothing_of_this_one(job, capfd):
+    stopped("preemption")
+    ended()
+    job(SLURM_RESTART_COUNT="1")
+    begin()
+    assert ended() == 1
+    assert (last()["cause"], last()["restart"]) == ("failure", 1)
+
+
 def test_it_waits_for_a_start_that_is_still_ending(monkeypatch, capfd):
     checkpoint(3)
     held = FileLock(RUN.path / ".lock", is_singleton=False)
