@@ -6,7 +6,8 @@ import os
 
 from dotenv import dotenv_values, find_dotenv
 
-_NAMES = ("HF_TOKEN", "ACCESS_TOKEN")
+TOKEN_NAMES = ("HF_TOKEN", "ACCESS_TOKEN")
+"""Variables that may hold the token, the first one first."""
 
 
 def load_token() -> None:
@@ -17,7 +18,7 @@ def load_token() -> None:
     """
     file = find_dotenv(usecwd=True)
     for values in (os.environ, dotenv_values(file) if file else {}):
-        token = next((values[name] for name in _NAMES if values.get(name)), None)
+        token = next((values[name] for name in TOKEN_NAMES if values.get(name)), None)
         if token:
             os.environ["HF_TOKEN"] = token.strip()
             return

@@ -18,7 +18,8 @@ from lora_dpo.errors import UserError
 from lora_dpo.recipe.batch import plan_batches, token_budget
 from lora_dpo.recipe.schema import Recipe
 
-_DEEPSPEED = {"zero2", "zero3", "zero3_offload"}
+DEEPSPEED = {"zero2", "zero3", "zero3_offload"}
+"""Strategies that need the package deepspeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def plan_launch(
     strategy = recipe.train.strategy
     if strategy == "auto":
         devices = processes or gpus if gpus == 0 or processes is None else min(gpus, processes)
-        strategy = _fitting_strategy(recipe, max(devices, 1) * machines)
+        strategy = fitting_strategy(recipe, max(devices, 1) * machines)
     count = processes or (1 if strategy == "single" else max(gpus, 1) if machines > 1 else gpus)
     world = count * machines
     if world > 1 and recipe.train.strategy == "single":
@@ -79,7 +80,7 @@ def plan_launch(
         _check_runs_without_gpus(strategy, world)
     else:
         _check_gpus_suffice(count, gpus)
-    if strategy in _DEEPSPEED and importlib.util.find_spec("deepspeed") is None:
+    if strategy in DEEPSPEED and importlib.util.find_spec("deepspeed") is None:
         raise UserError(f"train.strategy {strategy} needs the package deepspeed.", fix="Run: pip install deepspeed")
     if token_budget(recipe) is None:
         plan_batches(recipe.train.global_batch_size, recipe.train.micro_batch_size, world)
@@ -138,7 +139,8 @@ def _check_runs_without_gpus(strategy: str, processes: int) -> None:
         )
 
 
-def _fitting_strategy(recipe: Recipe, devices: int) -> str:
+def fitting_strategy(recipe: Recipe, devices: int) -> str:
+    """Returns what `train.strategy: auto` is on so many GPUs, or processes without."""
     if devices <= 1:
         return "single"
     return {"lora": "ddp", "qlora": "qlora", "full": "zero2"}[recipe.adapter.method]
@@ -162,7 +164,7 @@ def _command(
     if nodes is not None and nodes.count > 1:
         command += ["--num_machines", str(nodes.count), "--machine_rank", str(nodes.rank)]
         command += ["--main_process_ip", nodes.head]
-    if strategy in _DEEPSPEED:  # the file's own path is relative to the checkout
+    if strategy in DEEPSPEED:  # the file's own path is relative to the checkout
         command += ["--deepspeed_config_file", _short(_deepspeed_file(strategy))]
     return [*command, "-m", *module]
 
@@ -176,11 +178,11 @@ def _torchrun(processes: int, module: Sequence[str], nodes: Nodes) -> list[str]:
 
 def _deepspeed_environment(strategy: str) -> dict[str, str]:
     """Returns what `accelerate launch` sets; as a word of the recipe the file would make it another recipe."""
-    if strategy not in _DEEPSPEED:
+    if strategy not in DEEPSPEED:
         return {}
     return {
-        "ACCELERATE_USE_DEEPSPEED": "true",
-        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(_deepspeed_file(strategy)),
+        "ACCELERATE_USEDEEPSPEED": "true",
+        "ACCELERATEDEEPSPEED_CONFIG_FILE": str(_deepspeed_file(strategy)),
         "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file",
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -61,6 +62,15 @@ class Record:
             if isinstance(event, dict) and "event" in event:
                 events.append(event)
         return events
+
+
+def open_jobs(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the numbers of the jobs that have not ended for good, as far as their run's record knows."""
+    jobs: dict[str, bool] = {}
+    for event in events:
+        if number := event.get("job"):
+            jobs[number] = event["event"] != "ended" or bool(event.get("requeued"))
+    return [number for number, is_open in jobs.items() if is_open]
 
 
 def _ends_a_line(path: os.PathLike[str]) -> bool:

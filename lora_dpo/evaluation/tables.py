@@ -78,17 +78,24 @@ def rows(report: Mapping[str, Any]) -> list[Row]:
 
 
 def _rows(report: Mapping[str, Any]) -> Iterator[Row]:
+    for name, found, kind in comparisons(report):
+        yield row(name, found, kind)
+
+
+def comparisons(report: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], str]]:
+    """Yields the name of each comparison that a report has, its numbers, and what kind of number they are."""
     for place, key, name, kind in _METRICS:
         part: Any = report
         for step in place.split("."):
             part = (part or {}).get(step)
         if part is not None and part.get(key) is not None:
-            yield _row(name, part[key], kind)
+            yield name, part[key], kind
     for judged in _judges(report):
-        yield _row(f"judge {Path(judged['judge']).name}", judged["score"], "score")
+        yield f"judge {Path(judged['judge']).name}", judged["score"], "score"
 
 
-def _row(name: str, found: Mapping[str, Any], kind: str) -> Row:
+def row(name: str, found: Mapping[str, Any], kind: str) -> Row:
+    """Returns a comparison as text."""
     low, high = found["ci95"]
     levels = [_FORMATS[kind].format(found[when]) for when in ("before", "after")]
     interval = f"{_change(low, kind)} to {_change(high, kind)}"

@@ -77,6 +77,20 @@ def plan_batches(global_batch: int, micro_batch: int | None, world_size: int) ->
     return BatchPlan(global_batch, micro_batch, local // micro_batch, world_size)
 
 
+def check_one_each(recipe: Recipe, world_size: int) -> None:
+    """Checks that a step has something for each process, where it is cut by tokens.
+
+    Raises:
+        UserError: It has not.
+    """
+    if (size := recipe.train.global_batch_size) < world_size:
+        noun = "example" if recipe.run.stage == "sft" else "pair"
+        raise UserError(
+            f"train.global_batch_size {size} is less than one {noun} for each of {world_size} processes.",
+            fix=f"Take train.global_batch_size {world_size} or more.",
+        )
+
+
 def processes(count: int) -> str:
     """Returns `1 process`, `2 processes`."""
     return f"{count} process{'es' if count > 1 else ''}"

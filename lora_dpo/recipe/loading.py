@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +15,8 @@ from lora_dpo.recipe.schema import Recipe
 from lora_dpo.recipe.yaml_source import KeyPath, parse_file, parse_value
 
 _COMMAND_LINE = "command line"
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -59,10 +61,25 @@ def _overridden(values: dict[str, Any], places: dict[KeyPath, str], overrides: S
         for length in range(2, len(key_path) + 1):
             places[key_path[:length]] = f"{_COMMAND_LINE}: {override}"
         places.setdefault(key_path[:1], f"{_COMMAND_LINE}: {override}")
+    return checked(Recipe, values, places, otherwise)
+
+
+def checked(model: type[M], values: dict[str, Any], places: dict[KeyPath, str], otherwise: str) -> M:
+    """Returns the values of a file as what they describe.
+
+    Args:
+        model: What they describe: a recipe, a cluster profile.
+        values: The values.
+        places: Where each key stands, for errors.
+        otherwise: Where a mistake stands that has no place.
+
+    Raises:
+        UserError: A value is wrong or a key unknown; every mistake found is listed with its place.
+    """
     try:
-        return Recipe.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, values, places, otherwise)) from None
+        raise UserError(_explain(model, error, values, places, otherwise)) from None
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -112,7 +129,9 @@ def _put(values: dict[str, Any], key_path: KeyPath, value: Any, override: str) -
     section[key_path[-1]] = value
 
 
-def _explain(error: ValidationError, values: dict[str, Any], places: dict[KeyPath, str], otherwise: str) -> str:
+def _explain(
+    model: type[BaseModel], error: ValidationError, values: dict[str, Any], places: dict[KeyPath, str], otherwise: str
+) -> str:
     problems: dict[KeyPath, Any] = {}
     for problem in error.errors(include_url=False):
         problems.setdefault(_path_in_values(problem, values), problem)  # a union reports each of its branches
@@ -121,7 +140,7 @@ def _explain(error: ValidationError, values: dict[str, Any], places: dict[KeyPat
         if any(len(other) > len(path) and other[: len(path)] == path for other in problems):
             continue  # the deeper problem says it more exactly
         place = next((places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in places), otherwise)
-        lines.append(f"{place}: {_sentence(problem, path)}")
+        lines.append(f"{place}: {_sentence(model, problem, path)}")
     return "\n".join(lines)
 
 
@@ -141,13 +160,13 @@ def _path_in_values(problem: Any, values: Any) -> KeyPath:
     return tuple(path)
 
 
-def _sentence(problem: Any, path: KeyPath) -> str:
+def _sentence(root: type[BaseModel], problem: Any, path: KeyPath) -> str:
     key = ".".join(map(str, path))
     kind, value = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
-        return f"unknown key '{key}'. {_suggest_key(path)}"
+        return f"unknown key '{key}'. {_suggest_key(root, path)}"
     if kind == "missing":
-        return f"'{key}' is missing. {_describe(path)}".rstrip()
+        return f"'{key}' is missing. {_describe(root, path)}".rstrip()
     if kind == "literal_error":
         expected = problem["ctx"]["expected"]
         names = [name.strip().strip("'") for name in expected.replace(" or ", ", ").split(",")]
@@ -157,9 +176,9 @@ def _sentence(problem: Any, path: KeyPath) -> str:
     if kind == "model_type":
         return f"{key}: should be a section with keys of its own, not {value!r}"
     if kind == "too_short":
-        return f"{key}: is empty. {_describe(path)}".rstrip()
+        return f"{key}: is empty. {_describe(root, path)}".rstrip()
     if kind == "string_pattern_mismatch":
-        return f"{key}: {value!r} cannot be used. {_describe(path)}".rstrip()
+        return f"{key}: {value!r} cannot be used. {_describe(root, path)}".rstrip()
     text = problem["msg"].removeprefix("Value error, ")
     text = text[0].lower() + text[1:]
     if kind == "value_error":
@@ -167,26 +186,26 @@ def _sentence(problem: Any, path: KeyPath) -> str:
     return f"{key}: {text}, not {value!r}"
 
 
-def _suggest_key(path: KeyPath) -> str:
-    model = _model_at(path[:-1])
+def _suggest_key(root: type[BaseModel], path: KeyPath) -> str:
+    model = _model_at(root, path[:-1])
     siblings = list(model.model_fields) if model else []
     wanted = str(path[-1])
     near = nearest(wanted, siblings)
     if near is not None:
         return f"Did you mean '{'.'.join([*map(str, path[:-1]), near])}'?"
-    elsewhere = [full for full in all_keys() if full.rpartition(".")[2] == wanted]
+    elsewhere = [full for full in all_keys(root) if full.rpartition(".")[2] == wanted]
     elsewhere.sort(key=lambda full: not full.startswith("train."))
     return f"Did you mean '{elsewhere[0]}'?" if elsewhere else did_you_mean(wanted, siblings)
 
 
-def _describe(path: KeyPath) -> str:
-    model = _model_at(path[:-1])
+def _describe(root: type[BaseModel], path: KeyPath) -> str:
+    model = _model_at(root, path[:-1])
     field = model.model_fields.get(str(path[-1])) if model else None
     return (field.description or "") if field else ""
 
 
-def _model_at(path: Iterable[str | int]) -> type[BaseModel] | None:
-    model: type[BaseModel] | None = Recipe
+def _model_at(root: type[BaseModel], path: Iterable[str | int]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = root
     for part in path:
         if isinstance(part, int):
             continue

@@ -428,13 +428,24 @@ class RunSection(Section):
 
 
 class SlurmSection(Section):
-    """What a cluster job asks for; read by the sbatch scripts and `lora-dpo submit` of a later version."""
+    """What a cluster job asks for, read by `lora-dpo submit`; what is null is the cluster profile's."""
 
     nodes: PositiveInt = Field(1, description="Number of nodes.")
-    gpus_per_node: int = Field(1, ge=0, description="GPUs (and processes) a node.")
+    gpus_per_node: int | None = Field(
+        None, ge=0, description="GPUs, and processes, a node; null is all that a node has by the profile, else 1."
+    )
+    processes_per_node: PositiveInt | None = Field(
+        None, description="Processes a node where gpus_per_node is 0; null is 1. On GPUs it is one a GPU."
+    )
     time: Duration = Field(default="04:00:00", validate_default=True, description="Wall time, HH:MM:SS or 90m, 4h, 2d.")
-    partition: str | None = Field(None, description="Partition; null is the cluster's default.")
-    account: str | None = Field(None, description="Account to charge; null is the user's default.")
+    partition: str | None = Field(None, min_length=1, description="Partition; null is the profile's or the default.")
+    account: str | None = Field(None, min_length=1, description="Account; null is the profile's or the user's default.")
+    qos: str | None = Field(
+        None, min_length=1, description="Quality of service; null is the profile's or the user's default."
+    )
+    profile: str | None = Field(
+        None, min_length=1, description="Cluster profile: a file, or a name; null is the user's own, else generic."
+    )
 
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_dpo.data.chat import TokenisedExample, TokenisedPair
-from lora_dpo.errors import UserError
-from lora_dpo.recipe.batch import BatchPlan, plan_batches, token_budget
+from lora_dpo.recipe.batch import BatchPlan, check_one_each, plan_batches, token_budget
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.tree.pairs import NOT_SCORED, PairTokens, example_tokens, pair_tokens
 from lora_dpo.tree.sampler import Shape, accumulation_within
@@ -47,12 +46,7 @@ def plan_steps(
     if tokens is None:
         return plan_batches(train.global_batch_size, train.micro_batch_size, world_size)
     size = train.global_batch_size
-    if size < world_size:
-        noun = "example" if recipe.run.stage == "sft" else "pair"
-        raise UserError(
-            f"train.global_batch_size {size} is less than one {noun} for each of {world_size} processes.",
-            fix=f"Take train.global_batch_size {world_size} or more.",
-        )
+    check_one_each(recipe, world_size)
     steps = math.ceil(len(pairs) / size)
     epochs = math.ceil(train.epochs if train.max_steps is None else train.max_steps / steps)
     accumulation = accumulation_within(

@@ -116,6 +116,7 @@ class TrainingLog(TrainerCallback):
         if phase == "train":
             tokens, steps = self._clock.rates(state.global_step, logs.get("num_tokens", 0.0))
             entry |= {
+                "max_steps": state.max_steps,  # `lora-dpo status` tells from it how far the run is
                 "tokens_per_second": round(tokens, 1),
                 f"{self._unit}_per_second": round(steps * self._global_batch, 3),
             }

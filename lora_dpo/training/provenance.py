@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
-import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +13,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 
 import lora_dpo
+from lora_dpo.code_version import commit
 from lora_dpo.model.four_bit import NF4
 from lora_dpo.model.lineage import identify, identify_parent
 from lora_dpo.recipe.batch import BatchPlan
@@ -31,7 +29,7 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 def versions() -> dict[str, Any]:
     """Returns what runs: this package, with its commit in a checkout, Python, and the libraries."""
     return {
-        "code": {"version": lora_dpo.__version__, "commit": _commit()},
+        "code": {"version": lora_dpo.__version__, "commit": commit()},
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
     }
@@ -89,17 +87,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _commit() -> str | None:
-    """Returns the checkout's commit, with `+` where files differ from it; None outside a checkout."""
-    folder = Path(lora_dpo.__file__).resolve().parent.parent
-    if not (folder / ".git").exists():
-        return None
-    git = ["git", "-C", os.fspath(folder)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{commit}+" if changed else commit

@@ -98,15 +98,23 @@ class Hub(ThreadingHTTPServer):
         users: Users by token.
         port: 0 takes a free one.
         part_bytes: Larger files are sent in parts of this size.
+        host: The address that it listens at.
     """
 
     daemon_threads = True
     block_on_close = False
 
     def __init__(
-        self, folder: Path, users: dict[str, User], port: int = 0, part_bytes: int = 50_000_000, *, echo: bool = False
+        self,
+        folder: Path,
+        users: dict[str, User],
+        port: int = 0,
+        part_bytes: int = 50_000_000,
+        *,
+        host: str = "127.0.0.1",
+        echo: bool = False,
     ) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
+        super().__init__((host, port), _Handler)
         self.folder, self.users, self.part_bytes, self.echo = folder, users, part_bytes, echo
         self.faults: list[Fault] = []
         self.requests: list[str] = []
@@ -117,7 +125,7 @@ class Hub(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"http://{self.server_address[0]}:{self.server_port}"
 
     def start(self) -> Hub:
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()

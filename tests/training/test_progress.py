@@ -13,6 +13,7 @@ from tests.small import small_recipe, small_trainer
 TRAIN_KEYS = {
     "step", "epoch", "phase", "loss", "grad_norm", "learning_rate", "num_tokens", "rewards/chosen", "rewards/rejected",
     "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "tokens_per_second", "pairs_per_second",
+    "max_steps",
 }  # fmt: skip
 
 
