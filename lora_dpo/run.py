@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lora_dpo.cluster.start import Request, train
 from lora_dpo.console import err, note
 from lora_dpo.errors import UserError
+from lora_dpo.model.made_of import adapters_in
 from lora_dpo.model.record import read_record
 from lora_dpo.recipe.loading import load_recipe
 from lora_dpo.recipe.run_folder import RunFolder
@@ -108,7 +109,7 @@ def _is_merged(recipe: Recipe) -> bool:
         return False
     adapter, merged = read_record(run.adapter) or {}, read_record(run.merged) or {}
     found = {
-        "adapter": [part["weights_sha256"] for part in merged.get("adapters", [])],
+        "adapter": adapters_in(merged),
         "merge.dtype": merged.get("dtype"),
         "merge.onto": merged.get("onto"),
     }

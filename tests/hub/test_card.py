@@ -15,7 +15,7 @@ from lora_dpo.hub.licence import licence_of
 from lora_dpo.hub.results import data_sets, is_hub_id, is_hub_name
 from lora_dpo.hub.subject import Subject, find_subject
 from lora_dpo.recipe.run_folder import RunFolder
-from tests.hub.folders import adapter, model
+from tests.hub.folders import adapter, model, part_of
 from tests.process import lora_dpo
 from tests.small import small_recipe
 
@@ -58,7 +58,7 @@ def test_a_runs_card_has_everything(trained: RunFolder) -> None:
 @pytest.mark.slow
 def test_a_merged_model_is_loaded_by_transformers_alone(trained: RunFolder) -> None:
     record = json.loads((trained.adapter / "provenance.json").read_text())
-    merged = {**record, "stage": "merge", "dtype": "float32", "adapters": [{"provenance": record}]}
+    merged = {**record, "stage": "merge", "dtype": "float32", "adapters": [part_of(record)]}
     write_json(model(trained.merged) / "provenance.json", merged)
     found = card(find_subject(str(trained.path), None))
     assert (found.data.library_name, found.data.base_model_relation) == ("transformers", "finetune")
