@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from lora_dpo.errors import UserError
 from lora_dpo.hub.documents import read_json
-from lora_dpo.hub.package import MANIFEST, File, Kind
+from lora_dpo.hub.package import CARD, MANIFEST, File, Kind
 from lora_dpo.model.hashes import hash_over
 from lora_dpo.model.record import RECORD
 
@@ -22,10 +22,10 @@ _LEFTOVERS = (".*", "__pycache__", "*.pyc", "*.partial", "*.incomplete", "*.lock
 _DATA = ("*.jsonl", "*.csv", "*.tsv", "*.parquet", "*.arrow")
 _FOLDERS_BESIDE = ("data", "checkpoint-*", "checkpoints", "step-*")
 """What trainers put below the folder of a model; what these hold is never published with it."""
-_CARD = "README.md"
 _WEIGHTS: dict[Kind, str] = {"adapter": "adapter_model.safetensors", "model": "model.safetensors"}
 _CONFIG: dict[Kind, str] = {"adapter": "adapter_config.json", "model": "config.json"}
 _INDEX = "model.safetensors.index.json"
+MERGE_REPORT = "merge_report.json"
 _PICKLED = (".bin", ".pkl", ".pickle")
 _ANOTHER_MODEL = (*_CONFIG.values(), "*.safetensors", "*.bin", "*.gguf")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "*.tiktoken")
@@ -74,7 +74,7 @@ def _is_left_out(entry: Path, *, top: bool) -> bool:
     if any(entry.match(pattern) for pattern in (*_TRAINING_STATE, *_LEFTOVERS)):
         return True
     if not entry.is_dir():
-        return (top and entry.name == _CARD) or any(entry.match(pattern) for pattern in _DATA)
+        return (top and entry.name == CARD) or any(entry.match(pattern) for pattern in _DATA)
     if top and any(entry.match(pattern) for pattern in _FOLDERS_BESIDE):
         return True
     return any(file.match(pattern) for file in entry.iterdir() for pattern in _ANOTHER_MODEL)
@@ -171,10 +171,10 @@ def _tensors(file: Path) -> set[str]:
 
 
 def _check_merge_report(folder: Path, hashes: Mapping[str, str]) -> None:
-    report = read_json(folder / "merge_report.json")
+    report = read_json(folder / MERGE_REPORT)
     if report.get("files") != hashes:
         raise UserError(
-            f"The weights in {folder} are not those that merge_report.json vouches for.",
+            f"The weights in {folder} are not those that {MERGE_REPORT} vouches for.",
             why="It says which files were compared with what was trained.",
             fix="Merge again with `lora-dpo merge`.",
         )
@@ -186,7 +186,7 @@ def _check_manifest(folder: Path, files: Mapping[str, Path]) -> None:
     fix = f"Copy it again, or remove {folder / MANIFEST}."
     if not isinstance(known, dict):
         raise UserError(f"{folder / MANIFEST} does not list files.", fix=fix)
-    if gone := sorted(path for path in known if path != _CARD and not (folder / path).exists()):
+    if gone := sorted(path for path in known if path != CARD and not (folder / path).exists()):
         raise UserError(f"{folder / gone[0]} is missing, which {MANIFEST} lists.", fix=fix)
     for path, file in files.items():
         entry = known.get(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 from lora_dpo.console import note
 from lora_dpo.errors import UserError
 from lora_dpo.evaluation.subjects import find, safe_name
+from lora_dpo.hub.documents import read_json
 from lora_dpo.model.made_of import is_made_of
 from lora_dpo.model.record import read_record
 from lora_dpo.recipe.run_folder import RunFolder
@@ -144,7 +144,13 @@ def _run_of(subject: Subject) -> RunFolder | None:
 
 
 def read_report(subject: Subject) -> dict[str, Any] | None:
-    """Returns the report of what is published: its run's, or one that travelled with it."""
+    """Returns the report of what is published: its run's, or one that travelled with it and with its record.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    if subject.record is None:
+        return None
     file = subject.folder / TRAINING / "report.json" if subject.run is None else subject.run.report_json
-    report = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    report = read_json(file) if file.is_file() else {}
     return report if report.get("schema_version") == _REPORT_VERSION else None

@@ -46,6 +46,48 @@ def test_an_adapter_whose_base_nobody_else_has_is_refused(tmp_path: Path) -> Non
     assert b"/models" not in b"".join(files.values())
 
 
+def test_names_of_a_base_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = adapter(tmp_path / "a", base="models/base")
+    for word in ("not a name", "/some/where/base", "./base", "a/b/c"):
+        with pytest.raises(UserError, match=f"--base-model '{word}' is no name that the Hub could have"):
+            package(folder, base=word)
+    # By its form it may be the Hub's, which is asked; where the folder is, it is known to be none of the Hub's.
+    assert package(folder).base == "models/base"
+    model(tmp_path / "models" / "base")
+    with pytest.raises(UserError, match="The adapter's base, models/base, is on this machine only"):
+        package(folder)
+    assert package(folder, base="org/base").base == "org/base"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    write_json(folder / "adapter_config.json", {**config, "revision": "a" * 40})
+    assert package(folder).base == "models/base"
+
+
+def test_what_has_no_tokenizer_says_so_or_is_refused(tmp_path: Path) -> None:
+    assert "so the card takes that of org/base" in " ".join(package(adapter(tmp_path / "a")).remarks)
+    folder = model(tmp_path / "m")
+    assert "tokenizer" not in " ".join(package(folder).remarks)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="has no tokenizer, so nobody could use what is published"):
+        package(folder)
+    assert "so the card takes that of org/base" in " ".join(package(folder, base="org/base").remarks)
+
+
+def test_a_notice_in_an_older_encoding_travels_as_it_is(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a")
+    (folder / "NOTICE.md").write_bytes("Grüße".encode("latin-1"))
+    assert contents(package(folder))["NOTICE.md"] == "Grüße".encode("latin-1")
+
+
+def test_a_card_of_ones_own_is_listed_and_published_as_a_template(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a")
+    (folder / "README.md").write_text("# By hand\n")
+    packed = package(folder)
+    assert (packed.left_out, packed.own_card) == (["README.md"], False)
+    packed = package(folder, template=str(folder / "README.md"))
+    assert (contents(packed)["README.md"], packed.own_card) == (b"# By hand\n", True)
+
+
 def test_a_path_that_is_not_ours_to_shorten_is_refused_with_its_line(tmp_path: Path) -> None:
     folder = model(tmp_path / "m")
     (folder / "modeling.py").write_text("import os\nDATA = '/home/ada/data.csv'\n")
