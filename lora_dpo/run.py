@@ -34,7 +34,7 @@ def run(request: Request, through: Step | None = None) -> int:
     """
     recipe = load_recipe(request.recipe, request.overrides)
     steps = _steps(recipe, through)
-    if "push" in steps and not request.dry_run:
+    if "push" in steps:
         _check_may_push(recipe)
     complete = []
     for number, step in enumerate(steps, start=1):
@@ -136,11 +136,11 @@ def _check_may_push(recipe: Recipe) -> None:
     """Checks what can be known of the last stage before the first one begins."""
     from huggingface_hub import constants
 
-    from lora_dpo.hub.push import check_beforehand
+    from lora_dpo.hub.beforehand import check_beforehand
 
     if constants.HF_HUB_OFFLINE:
         note("HF_HUB_OFFLINE is set: the last stage prepares the push, for `lora-dpo push --pending`.")
-    check_beforehand(recipe.hub, offline=constants.HF_HUB_OFFLINE)
+    check_beforehand(recipe, offline=constants.HF_HUB_OFFLINE)
 
 
 def _push(recipe: Recipe, *, dry: bool) -> None:

@@ -98,12 +98,41 @@ def test_with_debug_on_the_token_is_not_seen_either(hub: Hub, tmp_path: Path, en
     assert left == []
 
 
-@pytest.mark.slow
-def test_words_that_do_not_go_together(tmp_path: Path) -> None:
-    for words in ((), ("model", "me/x", "--adapter", "--merged"), ("model", "--pending")):
-        result = lora_dpo("push", *words, cwd=tmp_path)
-        assert result.returncode == 2
-        assert "Say what to publish" in result.stderr
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "Say what to publish"),
+        (("model", "--pending"), "Say what to publish"),
+        (("model", "me/x", "--adapter", "--merged"), "--adapter and --merged do not go together"),
+        (("--pending", "--tag", "v1"), "--tag does not go with --pending"),
+        (("--pending", "--public"), "--private or --public does not go with --pending"),
+        (("--pending", "--revision", "dev"), "--revision does not go with --pending"),
+        (("--pending", "--verify-load"), "--verify-load does not go with --pending"),
+        (("model", "me/x", "--prepare", "--verify-load"), "--verify-load does not go with --prepare"),
+    ],
+)
+def test_words_that_do_not_go_together(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends(("push", *words)) == 2
+    assert said in capsys.readouterr().err
+
+
+def ends(words: tuple[str, ...]) -> int:
+    """Runs the command in this process, and returns how it ends."""
+    from lora_dpo.cli import main
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["lora-dpo", *words])
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_where_a_card_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(model(tmp_path / "model"))
+    for place in (str(tmp_path), "/proc/x/y"):
+        assert ends(("card", folder, "me/x", "-o", place)) == 2
+        assert f"The card cannot be written to {place}" in capsys.readouterr().err
+    assert ends(("card", folder, "me/x", "--adapter", "--merged")) == 2
+    assert "do not go together" in capsys.readouterr().err
 
 
 @pytest.mark.slow
