@@ -66,7 +66,7 @@ def check_hub_name(name: str) -> None:
     if not is_hub_name(name):
         raise UserError(
             f"--base-model {name!r} is no name that the Hub could have.",
-            fix="It is user/name, as in the address of the model's page.",
+            fix="It (or hub.base_model) is user/name, as in the address of the model's page.",
         )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lora_dpo.credentials import load_token
 from lora_dpo.errors import UserError
 from lora_dpo.hub.base import Base, base_of
@@ -16,6 +14,7 @@ from lora_dpo.hub.push import target_of
 from lora_dpo.hub.remote import Remote, Target
 from lora_dpo.hub.subject import Subject
 from lora_dpo.hub.template import check_template
+from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
 
 
@@ -32,7 +31,8 @@ def check_beforehand(recipe: Recipe, *, offline: bool) -> None:
     load_token()
     wishes = Wishes().completed(recipe.hub)
     target = target_of(recipe.hub.repo, wishes)
-    planned = Subject("model", Path(), None, {"stage": recipe.run.stage, "recipe": recipe.model_dump(mode="json")})
+    record = {"stage": recipe.run.stage, "recipe": recipe.model_dump(mode="json")}
+    planned = Subject("model", RunFolder.of(recipe).merged, None, record)
     base = base_of(planned, wishes.base)
     licence = licence_of(base.name, config_of(base.folder), base.folder, wishes.licence)
     if wishes.template_file is not None:

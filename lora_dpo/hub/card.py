@@ -138,12 +138,10 @@ def _metadata(subject: Subject, facts: Facts, recipe: Recipe | None, report: Map
 
 def _tags(subject: Subject, recipe: Recipe | None) -> list[str]:
     """Returns what is known of how it was made; of what was made elsewhere nothing is."""
-    if subject.record is None:
-        return []
-    stages, method = [], []
-    if recipe is not None:
-        stages = ["dpo"] * (recipe.run.stage == "dpo") + ["sft"] * (recipe.sft.path is not None)
-        method = [] if recipe.adapter.method == "full" else [recipe.adapter.method]
+    if recipe is None:
+        return [] if subject.record is None else ["lora-dpo"]
+    stages = ["dpo"] * (recipe.run.stage == "dpo") + ["sft"] * (recipe.sft.path is not None)
+    method = [] if recipe.adapter.method == "full" else [recipe.adapter.method]
     return [*stages, *method, "alignment", "lora-dpo"]
 
 

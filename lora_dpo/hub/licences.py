@@ -47,6 +47,6 @@ def check_identifier(name: str) -> None:
     """
     if name not in IDENTIFIERS:
         raise UserError(
-            f"--license {name!r} is no licence that the Hub knows.",
-            fix=f"{did_you_mean(name, IDENTIFIERS)} 'other' is for licences that the Hub has no name of.",
+            f"--license (hub.license) {name!r} is no licence that the Hub knows.",
+            fix=f"{did_you_mean(name, IDENTIFIERS)} Those without a name there are 'other'.",
         )

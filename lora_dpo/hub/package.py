@@ -66,7 +66,7 @@ class Package:
         left_out: Local files that do not travel.
         remarks: What the user should know before it is published, a sentence each.
         base: Hub id of the base model, which the Hub must have; None where the card names none.
-        own_card: Whether the card is the user's own, which may take the place of one that was edited on the Hub.
+        overwrites_card: Whether its card may take the place of one that somebody has written on the Hub.
     """
 
     kind: Kind
@@ -74,7 +74,7 @@ class Package:
     left_out: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     base: str | None = None
-    own_card: bool = False
+    overwrites_card: bool = False
 
     @property
     def size(self) -> int:

@@ -106,7 +106,7 @@ def pack(subject: Subject, repo: str, wishes: Wishes, token: str | None) -> Pack
     packed = with_manifest(portable.values())
     check_nothing_private(packed, token, short)
     remarks = list(_remarks(subject, facts, files, changed))
-    return Package(subject.kind, packed, left_out, remarks, base.name, own_card=wishes.template is not None)
+    return Package(subject.kind, packed, left_out, remarks, base.name, overwrites_card=wishes.template is not None)
 
 
 def check_base_of_adapter(base: Base) -> None:

@@ -116,7 +116,7 @@ def prepare(target: Target, package: Package) -> Path:
         "left_out": package.left_out,
         "remarks": package.remarks,
         "base": package.base,
-        "own_card": package.own_card,
+        "overwrites_card": package.overwrites_card,
     }
     with _lock(place):
         partial = partial_path(place)
@@ -162,7 +162,7 @@ def read_pending(place: Path) -> Pending:
             content["left_out"],
             content["remarks"],
             content["base"],
-            own_card=content["own_card"],
+            overwrites_card=content["overwrites_card"],
         )
         return Pending(place, Target(**content["target"]), package, content["endpoint"], text)
     except (OSError, ValueError, KeyError, TypeError) as error:

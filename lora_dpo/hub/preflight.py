@@ -116,13 +116,12 @@ def check_rights(remote: Remote) -> tuple[str, str | None]:
     return str(user["name"]), main
 
 
-def inspect(remote: Remote, package: Package, *, overwrite_card: bool = False) -> Plan:
+def inspect(remote: Remote, package: Package) -> Plan:
     """Finds out what has to be done. Nothing is changed.
 
     Args:
         remote: The repository.
         package: What is published.
-        overwrite_card: Whether a card that somebody has written on the Hub may be replaced.
 
     Raises:
         UserError: The token is not valid or may not write there, the Hub has no such base model or does not take the
@@ -146,7 +145,7 @@ def inspect(remote: Remote, package: Package, *, overwrite_card: bool = False) -
     ours = {file.path for file in package.files}
     stale = sorted((known.keys() & there.keys()) - ours)
     _check_nobody_else_s(sorted(there.keys() - ours - known.keys()), package, target.repo)
-    if card in changes and CARD in there and not (package.own_card or overwrite_card):
+    if card in changes and CARD in there and not package.overwrites_card:
         _check_card_is_ours(remote.read(CARD, commit), known.get(CARD), package, target.repo)
     tag_is_set = False
     if exists and target.tag is not None and (tagged := remote.tags().get(target.tag)) is not None:

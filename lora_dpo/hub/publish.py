@@ -104,7 +104,8 @@ def _commit(remote: Remote, package: Package, plan: Plan, parent: str) -> str:
         token=remote.token,
         tries=RETRIED_BY_THE_CLIENT,
     )
-    if ignored := sorted(addition.path_in_repo for addition in additions if addition._should_ignore):
+    # The client keeps it for itself; without the attribute, what is missing is found after the commit.
+    if ignored := sorted(one.path_in_repo for one in additions if getattr(one, "_should_ignore", False)):
         raise UserError(
             f"The .gitignore of {remote.target.repo} keeps files of this push out: {', '.join(ignored[:5])}.",
             why="Without them what is published would not be whole. Nothing of this push is visible there.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
@@ -65,7 +65,7 @@ def push(word: str, repo: str | None, wishes: Wishes, manner: Manner, hub: HubSe
     hub = hub or hub_section(word)
     subject, completed = find_subject(word, wishes.which or _what(hub)), wishes.completed(hub)
     target = target_of(repo or hub.repo, completed, private_is_asked=wishes.private is not None)
-    package = pack(subject, target.repo, completed, find_token())
+    package = _allowed(pack(subject, target.repo, completed, find_token()), manner)
     if manner.prepare:
         _show(package, target, None)
         if manner.dry_run:
@@ -108,10 +108,10 @@ def send(
         UserError: The Hub refused, or did not answer.
     """
     check_online()
-    token = required_token()
+    token, package = required_token(), _allowed(package, manner)
     with hub_session(token):
         remote = Remote(target, token)
-        plan = inspect(remote, package, overwrite_card=manner.overwrite_card)
+        plan = inspect(remote, package)
         _show(package, target, plan)
         if manner.dry_run:
             note("A dry run: nothing was published.")
@@ -162,6 +162,11 @@ def _sent(place: Path, manner: Manner) -> bool:
     if not manner.dry_run:
         one.remove()
     return True
+
+
+def _allowed(package: Package, manner: Manner) -> Package:
+    """Returns a package with what the user allows it."""
+    return replace(package, overwrites_card=True) if manner.overwrite_card else package
 
 
 def _what(hub: HubSection) -> Which | None:

@@ -102,6 +102,6 @@ def test_all_rows_have_a_group_or_none_has(tmp_path: Path) -> None:
 
 
 def test_a_licence_that_the_hub_does_not_know(source: str) -> None:
-    with pytest.raises(UserError, match="--license 'cc-by-4' is no licence that the Hub knows") as refused:
+    with pytest.raises(UserError, match="'cc-by-4' is no licence that the Hub knows") as refused:
         pack_data(source, "me/prefs", "cc-by-4", None)
     assert "Did you mean 'cc-by-4.0'?" in refused.value.fix

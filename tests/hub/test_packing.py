@@ -83,9 +83,9 @@ def test_a_card_of_ones_own_is_listed_and_published_as_a_template(tmp_path: Path
     folder = adapter(tmp_path / "a")
     (folder / "README.md").write_text("# By hand\n")
     packed = package(folder)
-    assert (packed.left_out, packed.own_card) == (["README.md"], False)
+    assert (packed.left_out, packed.overwrites_card) == (["README.md"], False)
     packed = package(folder, template=str(folder / "README.md"))
-    assert (contents(packed)["README.md"], packed.own_card) == (b"# By hand\n", True)
+    assert (contents(packed)["README.md"], packed.overwrites_card) == (b"# By hand\n", True)
 
 
 def test_a_path_that_is_not_ours_to_shorten_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 from lora_dpo.errors import UserError
 from lora_dpo.hub import push as push_module
@@ -120,6 +120,19 @@ def test_it_goes_to_the_hub_that_it_was_prepared_for(hub: Hub, folder: Path, mon
         push_pending(YES)
     assert "Set HF_ENDPOINT=https://other.example.org" in capsys.readouterr().err
     assert hub.requests == []
+
+
+def test_what_may_be_overwritten_is_kept_too(hub: Hub, folder: Path, capsys) -> None:
+    HfApi(token=TOKEN).create_repo("me/model")
+    operations = [CommitOperationAdd("README.md", b"# Mine")]
+    HfApi(token=TOKEN).create_commit("me/model", operations, commit_message="by hand")
+    push("model", "me/model", Wishes(), PREPARE)
+    with pytest.raises(UserError, match="1 of 1"):
+        push_pending(YES)
+    assert "The card of me/model was written by somebody" in capsys.readouterr().err
+    push("model", "me/model", Wishes(), Manner(prepare=True, overwrite_card=True))
+    push_pending(YES)
+    assert hub.files("me/model") == contents(package(folder))
 
 
 def test_a_dry_run_keeps_nothing_and_a_base_is_asked_for_later(hub: Hub, folder: Path, capsys) -> None:

@@ -23,7 +23,6 @@ from tests.hub.server import Hub
 from tests.process import ROOT, lora_dpo, run_python
 from tests.small import preferences
 from tests.test_recipes import overrides_for
-from tests.tiny import tiny_tokenizer
 
 LOAD = """
 import sys, torch
@@ -142,11 +141,11 @@ def test_an_adapter_is_loaded_from_the_hub_by_peft(
     base = tmp_path / "base"
     shutil.copytree(tiny_models("llama"), base)
     record(base, save_adapter(base, tmp_path / "adapter"))
-    tiny_tokenizer("llama").save_pretrained(tmp_path / "adapter")
     own = {**environment, "LORA_DPO_CACHE": str(tmp_path / "cache")}
     for words in (("base", "me/base"), ("adapter", "me/adapter", "--base-model", "me/base", "--verify-load")):
         result = lora_dpo("push", *words, "--yes", cwd=tmp_path, timeout=400, **own)
         assert result.returncode == 0, result.stderr
+    assert "There is no tokenizer in it, so the card takes that of me/base." in result.stderr
     assert "all files and its logits are those of adapter" in result.stderr
     loaded = run_python("-c", LOAD_ADAPTER, cwd=tmp_path, timeout=400, **environment)
     assert loaded.returncode == 0, loaded.stderr
