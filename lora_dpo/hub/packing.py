@@ -105,7 +105,7 @@ def pack(subject: Subject, repo: str, wishes: Wishes, token: str | None) -> Pack
     changed = sorted(path for path, file in portable.items() if file != files[path] and path != CARD)
     packed = with_manifest(portable.values())
     check_nothing_private(packed, token, short)
-    remarks = list(_remarks(subject, facts, files, changed))
+    remarks = list(_remarks(subject, base, facts.licence, files, changed))
     return Package(subject.kind, packed, left_out, remarks, base.name, overwrites_card=wishes.template is not None)
 
 
@@ -126,18 +126,22 @@ def check_base_of_adapter(base: Base) -> None:
         )
 
 
-def _remarks(subject: Subject, facts: Facts, files: Mapping[str, File], changed: Sequence[str]) -> Iterator[str]:
-    yield facts.licence.remark(facts.base or "the base model")
-    if facts.base is None:
-        yield "The base model is on this machine only. Where it is on the Hub: --base-model user/name."
+def _remarks(
+    subject: Subject, base: Base, licence: Licence, files: Mapping[str, File], changed: Sequence[str]
+) -> Iterator[str]:
+    """Yields what the user should know of what is published, a sentence each."""
+    yield licence.remark(base.name or "the base model")
+    if base.name is None:
+        known = "is on this machine only" if base.places else "is not known"
+        yield f"The base model {known}. Where it is on the Hub: --base-model user/name."
     if not has_tokenizer(files):
-        if facts.base is None:
+        if base.name is None:
             raise UserError(
                 f"{subject.folder} has no tokenizer, so nobody could use what is published.",
                 fix="Put it there with AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER), or name the base "
                 "that has it with --base-model user/name.",
             )
-        yield f"There is no tokenizer in it, so the card takes that of {facts.base}."
+        yield f"There is no tokenizer in it, so the card takes that of {base.name}."
     if changed:
         yield f"Paths of this machine were shortened in {', '.join(changed)}."
     if f"{TRAINING}/report.json" not in files:

@@ -21,6 +21,8 @@ from lora_dpo.hub.package import MANIFEST, File
 
 T = TypeVar("T")
 
+_NEAR = 100
+"""How many models are looked through for a name that was meant."""
 _BRANCH = re.compile(r"(?!.*(\.\.|//|@\{))[\w][\w./-]*(?<![./])")
 
 
@@ -211,8 +213,11 @@ class Remote:
             )
 
     def _named_like(self, name: str) -> list[str]:
+        """Returns the models of the same owner, and those of others that are called the same."""
+        owner, _, own = name.rpartition("/")
         try:
-            return [found.id for found in self.api.list_models(search=name.rpartition("/")[2], limit=20)]
+            same = [found.id for found in self.api.list_models(author=owner, limit=_NEAR)] if owner else []
+            return same + [found.id for found in self.api.list_models(search=own, limit=_NEAR)]
         except Exception as error:
             if not is_of_the_hub(error):
                 raise

@@ -334,9 +334,13 @@ def _validate(hub: Hub, request: Request) -> Answer:
 
 @_action("search")
 def _search(hub: Hub, request: Request) -> Answer:
-    word = request.query.get("search", [""])[0].lower()
+    word, author = request.query.get("search", [""])[0].lower(), request.query.get("author", [""])[0]
     names = ["/".join(state.parent.parts[-2:]) for state in sorted((hub.folder / "models").glob("*/*/state.json"))]
-    return Answer.of([{"id": name, "modelId": name, "tags": []} for name in names if word in name.lower()])
+
+    def fits(name: str) -> bool:
+        return word in name.lower() and author in ("", name.split("/")[0])
+
+    return Answer.of([{"id": name, "modelId": name, "tags": []} for name in names if fits(name)])
 
 
 @_action("info")

@@ -54,7 +54,9 @@ def test_a_token_that_may_not(hub: Hub, place: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_bases_and_licences(hub: Hub, place: Path) -> None:
-    assert "The base model org/bass is not on the Hub" in refusal(place, base="org/bass")
+    said = refusal(place, base="org/bass")
+    assert "The base model org/bass is not on the Hub" in said
+    assert "Did you mean 'org/base'?" in said
     assert "Did you mean 'org/base'?" in refusal(place, base="org/bass", base_model="orgg/base")
     assert "is no licence that the Hub knows" in refusal(place, license="apache2", offline=True)
     said = refusal(place, base="google/gemma-2-2b", license="mit", offline=True)

@@ -207,6 +207,7 @@ def test_the_hub_is_asked_for_the_base(hub: Hub, folder: Path) -> None:
     said = refusal(hub, "adapter", "me/adapter")
     assert "The base model orgg/base is not on the Hub, or this token may not see it." in said
     assert "Did you mean 'org/base'?" in said
+    assert "Did you mean 'org/base'?" in refusal(hub, "adapter", "me/adapter", base="org/basse")
     assert "Did you mean" not in refusal(hub, "adapter", "me/adapter", base="nobody/nothing-like-it")
     for status in (401, 403):  # a gated one is there
         hub.faults = [Fault("info", status=status, skip=1)]
