@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from lora_dpo.console import note
 from lora_dpo.credentials import load_token
 from lora_dpo.errors import UserError
 from lora_dpo.hub.base import Base, base_of
 from lora_dpo.hub.card import Facts, card_values
-from lora_dpo.hub.client import hub_session
+from lora_dpo.hub.client import HubError, hub_session
 from lora_dpo.hub.licence import config_of, licence_of
 from lora_dpo.hub.packing import Wishes, check_base_of_adapter
 from lora_dpo.hub.preflight import check_online, check_rights, required_token
@@ -16,6 +19,7 @@ from lora_dpo.hub.subject import Subject
 from lora_dpo.hub.template import check_template
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
+from lora_dpo.recipe.stages import stage_recipe
 
 
 def check_beforehand(recipe: Recipe, *, offline: bool) -> None:
@@ -26,7 +30,7 @@ def check_beforehand(recipe: Recipe, *, offline: bool) -> None:
         offline: Whether the push will only be prepared, which needs neither token nor network.
 
     Raises:
-        UserError: The push would be refused.
+        UserError: The push would be refused, or the Hub does not answer and nothing has been trained yet.
     """
     load_token()
     wishes = Wishes().completed(recipe.hub)
@@ -44,8 +48,20 @@ def check_beforehand(recipe: Recipe, *, offline: bool) -> None:
                 fix="Set hub.what=auto, or adapter.method=lora.",
             )
         check_base_of_adapter(base)
-    if not offline:
+    if offline:
+        return
+    try:
         _ask_the_hub(target, base)
+    except HubError as said:
+        if not (said.is_passing and _has_begun(recipe)):
+            raise
+        note(f"Whether it may be published is not known yet: {said.what} The run goes on all the same.")
+
+
+def _has_begun(recipe: Recipe) -> bool:
+    """Returns whether there is a run already, which a Hub that is away for an hour must not hold up."""
+    stages: tuple[Literal["sft", "dpo"], ...] = ("dpo",) if recipe.sft.path is None else ("sft", "dpo")
+    return any(RunFolder.of(stage_recipe(recipe, stage)).is_run for stage in stages)
 
 
 def _ask_the_hub(target: Target, base: Base) -> None:

@@ -73,7 +73,13 @@ def timeout_seconds() -> float:
 
 
 class HubError(UserError):
-    """What the Hub has refused, or did not answer."""
+    """What the Hub has refused, or did not answer.
+
+    Attributes:
+        is_passing: Whether the same may succeed later, without anybody mending something.
+    """
+
+    is_passing = False
 
 
 class _Impatient(httpx2.Client):
@@ -142,7 +148,9 @@ def patiently(
             wait = WAITS_SECONDS[min(number, len(WAITS_SECONDS) - 1)]
             asked = _retry_after(error)
             if not is_passing(error) or number == tries - 1 or (asked or 0) > _LONGEST_WAIT_SECONDS:
-                raise explain(error, what, token) from None
+                said = explain(error, what, token)
+                said.is_passing = is_passing(error)
+                raise said from None
             note(f"{what}: {without_secrets(brief(error), token)}; once more in {asked or wait:g} s.")
             time.sleep(asked or wait)
     raise AssertionError("unreachable")
@@ -198,8 +206,8 @@ def explain(error: BaseException, what: str, token: str | None) -> HubError:
     if status is None and any(isinstance(seen, ConnectError) for seen in chain):
         return HubError(
             f"{what}: {end} cannot be reached.",
-            fix="On a machine without a network use `lora-dpo push --prepare`, and on a login node "
-            "`lora-dpo push --pending`.",
+            fix="On a machine without a network use `lora-dpo push --prepare`, which `lora-dpo run` does with "
+            "HF_HUB_OFFLINE=1, and on a login node `lora-dpo push --pending`.",
         )
     if status is None and any(isinstance(seen, TimeoutException) for seen in chain):
         return HubError(

@@ -9,6 +9,7 @@ import pytest
 from lora_dpo.cluster.start import Request
 from lora_dpo.errors import UserError
 from lora_dpo.hub.beforehand import check_beforehand
+from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.run import run
 from tests.hub.conftest import READER
 from tests.hub.folders import model
@@ -74,6 +75,18 @@ def test_templates(hub: Hub, place: Path) -> None:
     assert "The template names 'nmae', which there is not." in refusal(place, template="card.jinja", offline=True)
     Path("card.jinja").write_text("{{ name }}: {{ report.verdict }}")
     check(place, template="card.jinja", offline=True)
+
+
+def test_a_hub_that_is_away_does_not_hold_up_what_has_begun(hub: Hub, place: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.stop()
+    assert "cannot be reached" in refusal(place)
+    recipe = small_recipe("org/base", place)
+    RunFolder.of(recipe).create(recipe, overwrite=False).release()
+    check(place)
+    assert "The run goes on all the same." in capsys.readouterr().err
+    monkeypatch.setenv("HF_TOKEN", "hf_ü")
+    assert "The Hub token holds characters" in refusal(place)
 
 
 def test_a_dry_run_asks_as_well(hub: Hub, place: Path) -> None:

@@ -172,6 +172,7 @@ def test_from_a_recipe_to_a_published_model(hub: Hub, tiny_models, tmp_path: Pat
     merged = tmp_path / "runs" / "quickstart" / "merged"
     assert published["model.safetensors"] == (merged / "model.safetensors").read_bytes()
     assert set(hub.repository("me/tuned").state["tags"]) == {"v1"}
+    assert b"## What merging changed" in published["README.md"]
     loaded = run_python("-c", LOAD, cwd=tmp_path, timeout=400, **environment)
     assert loaded.returncode == 0, loaded.stderr
     expected = AutoModelForCausalLM.from_pretrained(merged)
