@@ -28,7 +28,7 @@ def run(request: Request, through: Step | None = None) -> int:
     """
     recipe = load_recipe(request.recipe, request.overrides)
     steps = steps_of(recipe, through)
-    if "push" in steps and not request.dry_run:
+    if "push" in steps:
         check_may_push(recipe)
     complete = []
     for number, step in enumerate(steps, start=1):
@@ -57,15 +57,15 @@ def check_may_push(recipe: Recipe, *, offline: bool | None = None) -> None:
         offline: Whether the push will only be prepared; None looks at HF_HUB_OFFLINE.
 
     Raises:
-        UserError: The names are none, or there is no token.
+        UserError: The push would be refused, or the Hub does not answer and nothing has been trained yet.
     """
     from huggingface_hub import constants
 
-    from lora_dpo.hub.push import check_beforehand
+    from lora_dpo.hub.beforehand import check_beforehand
 
     if offline is None and constants.HF_HUB_OFFLINE:
         note("HF_HUB_OFFLINE is set: the last stage prepares the push, for `lora-dpo push --pending`.")
-    check_beforehand(recipe.hub, offline=constants.HF_HUB_OFFLINE if offline is None else offline)
+    check_beforehand(recipe, offline=constants.HF_HUB_OFFLINE if offline is None else offline)
 
 
 def _push(recipe: Recipe, *, dry: bool) -> None:

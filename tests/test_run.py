@@ -23,8 +23,9 @@ from tests.test_recipes import overrides_for
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe of all stages, in the working directory."""
+    """A recipe of all stages, in the working directory of a machine without network."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "all.yaml").write_text(
         "model: {name: nobody/nothing}\ndata: {path: pairs.jsonl}\nsft: {path: answers.csv}\nrun: {name: all}\n",
         encoding="utf-8",

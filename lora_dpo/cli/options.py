@@ -43,3 +43,6 @@ BaseOnHub = Annotated[
 Template = Annotated[
     str | None, typer.Option(metavar="FILE", help="Jinja template of the card, instead of the package's.")
 ]
+OverwriteCard = Annotated[
+    bool, typer.Option("--overwrite-card", help="Replace a card that somebody has written on the Hub.")
+]

@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 import typer
 
 from lora_dpo.cli.app import examples, verbs
-from lora_dpo.cli.options import BaseOnHub, License, Private, Tag, Template, Yes
+from lora_dpo.cli.options import BaseOnHub, License, OverwriteCard, Private, Tag, Template, Yes
 from lora_dpo.console import note, out
 from lora_dpo.credentials import load_token
+from lora_dpo.errors import UserError
 from lora_dpo.files import write_text
 
 verb = verbs("Publish")
@@ -93,27 +94,50 @@ def push(
         bool, typer.Option("--prepare", help="Check it and keep it for --pending; needs no network and no token.")
     ] = False,
     pending: Annotated[bool, typer.Option("--pending", help="Publish all that was prepared.")] = False,
+    overwrite_card: OverwriteCard = False,
 ) -> None:
     """Publish a run's model or adapter on the Hub, with its card: checked first, then in one commit or not at all.
 
     The same command again sends only what is missing, and does nothing where nothing has changed.
     """
-    from lora_dpo.errors import UserError
     from lora_dpo.hub.packing import Wishes
     from lora_dpo.hub.push import Manner, push_pending
     from lora_dpo.hub.push import push as run_push
 
-    if adapter and merged or prepare and pending or (pending and source is not None) or not (pending or source):
+    if pending == (source is not None) or (prepare and pending):
         raise UserError(
             "Say what to publish: DIR_OR_RUN with at most one of --adapter and --merged, or --pending alone.",
             fix="Examples: lora-dpo push --help",
         )
-    manner = Manner(yes=yes, dry_run=dry_run, prepare=prepare, verify_load=verify_load)
+    manner = Manner(yes, dry_run, prepare, verify_load, overwrite_card)
     if source is None:
+        given = {
+            **{"--adapter": adapter, "--merged": merged, "--private or --public": private is not None, "--tag": tag},
+            **{"--revision": revision != "main", "--base-model": base_model, "--license": license},
+            **{"--template": template, "--verify-load": verify_load},
+        }
+        if refused := [name for name, value in given.items() if value]:
+            raise UserError(
+                f"{refused[0]} does not go with --pending.",
+                why="It sends what was prepared as it was prepared.",
+                fix="Give it to `lora-dpo push --prepare`, or publish the folder itself.",
+            )
         push_pending(manner)
         return
-    which: Literal["adapter", "merged"] | None = "adapter" if adapter else "merged" if merged else None
-    run_push(source, repo, Wishes(which, private, revision, tag, base_model, license, template), manner)
+    if prepare and verify_load:
+        raise UserError(
+            "--verify-load does not go with --prepare: there is nothing to load yet.",
+            fix="Leave it out; names, sizes and hashes are compared when it is sent.",
+        )
+    wishes = Wishes(_which(adapter, merged), private, revision, tag, base_model, license, template)
+    run_push(source, repo, wishes, manner)
+
+
+def _which(adapter: bool, merged: bool) -> Literal["adapter", "merged"] | None:
+    """Returns what of a run is meant."""
+    if adapter and merged:
+        raise UserError("--adapter and --merged do not go together.", fix="Give one of them; they are two models.")
+    return "adapter" if adapter else "merged" if merged else None
 
 
 @verb(
@@ -140,13 +164,18 @@ def card(
     from lora_dpo.hub.packing import Wishes
     from lora_dpo.hub.push import card_of
 
-    which: Literal["adapter", "merged"] | None = "adapter" if adapter else "merged" if merged else None
-    wishes = Wishes(which, base=base_model, licence=license, template=template)
+    wishes = Wishes(_which(adapter, merged), base=base_model, licence=license, template=template)
     text = card_of(source, repo, wishes)
     if output is None:
         sys.stdout.write(text)
-    else:
-        write_text(Path(output).expanduser(), text)
+        return
+    file = Path(output).expanduser()
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(f"{file} is a folder")
+        write_text(file, text)
+    except OSError as error:
+        raise UserError(f"The card cannot be written to {file}: {error}", fix="Give another file with -o.") from None
 
 
 @verb(
@@ -166,11 +195,12 @@ def push_data(
         bool, typer.Option("--dry-run", help="Check everything and show it, but publish nothing.")
     ] = False,
     yes: Yes = False,
+    overwrite_card: OverwriteCard = False,
 ) -> None:
     """Publish preferences on the Hub as a data set that every trainer reads, with a card."""
     from lora_dpo.hub.dataset import push_data as run_push_data
     from lora_dpo.hub.push import Manner
     from lora_dpo.hub.remote import Target
 
-    target = Target(repo, "dataset", private is not False, tag=tag)
-    run_push_data(source, target, license, Manner(yes=yes, dry_run=dry_run))
+    target = Target(repo, "dataset", private is not False, tag=tag, private_is_asked=private is not None)
+    run_push_data(source, target, license, Manner(yes=yes, dry_run=dry_run, overwrite_card=overwrite_card))

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from lora_dpo.console import note
 from lora_dpo.errors import UserError
+from lora_dpo.model.made_of import adapters_in
 from lora_dpo.model.record import read_record
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import PRECISIONS, Recipe
@@ -103,7 +104,7 @@ def _is_merged(recipe: Recipe) -> bool:
         return False
     adapter, merged = read_record(run.adapter) or {}, read_record(run.merged) or {}
     found = {
-        "adapter": [part["weights_sha256"] for part in merged.get("adapters", [])],
+        "adapter": adapters_in(merged),
         "merge.dtype": merged.get("dtype"),
         "merge.onto": merged.get("onto"),
     }

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from huggingface_hub import ModelCardData
 
 from lora_dpo.errors import UserError
 from lora_dpo.evaluation import tables
 from lora_dpo.evaluation.page import example_line, one_line
+from lora_dpo.hub.documents import read_json
 from lora_dpo.hub.licence import Licence
-from lora_dpo.hub.results import data_sets, evaluation_results, is_hub_name
+from lora_dpo.hub.results import data_sets, evaluation_results
+from lora_dpo.hub.selection import MERGE_REPORT, has_tokenizer
 from lora_dpo.hub.subject import TRAINING, Subject, read_report
+from lora_dpo.hub.template import check_metadata, render
+from lora_dpo.merging.report import agreement_rows
 from lora_dpo.recipe.schema import Recipe
 from lora_dpo.recipe.stages import UNITS
 
@@ -49,37 +52,20 @@ def render_card(subject: Subject, facts: Facts, template: Path | None = None) ->
         template: The user's own template, instead of the package's; it is given the same values.
 
     Raises:
-        UserError: The template cannot be read, has a mistake, or names a value that there is not.
+        UserError: The template cannot be read, has a mistake, or names a value that there is not; or the Hub would not
+            take the metadata.
     """
-    return render(template or _TEMPLATE, card_values(subject, facts))
-
-
-def render(template: Path, values: Mapping[str, Any]) -> str:
-    """Returns a page of a Jinja template.
-
-    Args:
-        template: The file.
-        values: What it may name.
-
-    Raises:
-        UserError: The template cannot be read, has a mistake, or names a value that there is not.
-    """
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["cell"] = _cell
     try:
-        return environment.from_string(template.read_text(encoding="utf-8")).render(values)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The template {template} cannot be read: {error}.", fix="Correct --template.") from None
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"The template has a mistake: {error.message}.", where=f"{template}:{error.lineno}") from None
-    except jinja2.TemplateError as error:
+        values = card_values(subject, facts)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
-            f"The template cannot be filled in: {error.message}.",
-            fix=f"It may name: {', '.join(sorted(values))}.",
-            where=str(template),
-        ) from None
+            f"What {subject.folder} says of its training, its merging or its results is not whole: "
+            f"{type(error).__name__}: {error}.",
+            fix="Copy it again from where it was made.",
+        ) from error
+    card = render(template or _TEMPLATE, values)
+    check_metadata(card, facts.licence)
+    return card
 
 
 def card_values(subject: Subject, facts: Facts) -> dict[str, Any]:
@@ -90,20 +76,25 @@ def card_values(subject: Subject, facts: Facts) -> dict[str, Any]:
         facts: Where to, on what base, and under which licence.
     """
     recipe, report, training = subject.recipe, read_report(subject), subject.training
-    method = recipe.adapter.method if recipe is not None else "lora"
+    merge = subject.record if (subject.record or {}).get("stage") == "merge" else None
+    merge_report = _merge_report(subject) if merge is not None else None
     return {
         "card_data": _metadata(subject, facts, recipe, report),
         "repo": facts.repo,
         "name": facts.repo.rpartition("/")[2],
         "kind": subject.kind,
         "base": facts.base,
-        "base_is_on_the_hub": facts.base is not None and is_hub_name(facts.base),
+        "base_is_on_the_hub": facts.base is not None,
+        "tokenizer": facts.repo if _has_tokenizer(subject) else facts.base or facts.repo,
         "chat": _is_chat(subject, recipe),
-        "method": method,
+        "method": None if recipe is None else recipe.adapter.method,
+        "adapter_kind": _adapter_kind(subject, recipe) if subject.kind == "adapter" else None,
         "recipe": None if recipe is None else recipe.model_dump(mode="json"),
         "report": report,
         "provenance": training,
-        "merge": subject.record if (subject.record or {}).get("stage") == "merge" else None,
+        "merge": merge,
+        "merge_report": merge_report,
+        "merge_rows": [] if merge_report is None else list(agreement_rows(merge_report)),
         "licence": facts.licence,
         "training_rows": list(_training_rows(recipe, report, training)),
         "data_rows": list(_data_rows(report)),
@@ -126,27 +117,32 @@ _NOTHING: dict[str, Any] = {"examples": {"worse": []}, "samples": []}
 
 
 def _metadata(subject: Subject, facts: Facts, recipe: Recipe | None, report: Mapping[str, Any] | None) -> ModelCardData:
-    stages = ["dpo"] if recipe is None or recipe.run.stage == "dpo" else []
-    stages += ["sft"] if recipe is not None and recipe.sft.path is not None else []
-    method = [] if recipe is None or recipe.adapter.method == "full" else [recipe.adapter.method]
-    on_hub = facts.base is not None and is_hub_name(facts.base)
     results = evaluation_results(report, recipe)
     further: dict[str, Any] = {}
-    if on_hub:
+    if facts.base is not None and (subject.kind == "adapter" or subject.record is not None):
         further["base_model_relation"] = "adapter" if subject.kind == "adapter" else "finetune"
     return ModelCardData(
-        base_model=facts.base if on_hub else None,
+        base_model=facts.base,
         datasets=data_sets(recipe) or None,
         library_name="peft" if subject.kind == "adapter" else "transformers",
         license=facts.licence.identifier,
         license_name=facts.licence.name,
         license_link=facts.licence.link,
         pipeline_tag="text-generation",
-        tags=[*stages, *method, "alignment", "lora-dpo"],
+        tags=_tags(subject, recipe) or None,
         model_name=facts.repo.rpartition("/")[2] if results else None,
         eval_results=results or None,
         **further,
     )
+
+
+def _tags(subject: Subject, recipe: Recipe | None) -> list[str]:
+    """Returns what is known of how it was made; of what was made elsewhere nothing is."""
+    if recipe is None:
+        return [] if subject.record is None else ["lora-dpo"]
+    stages = ["dpo"] * (recipe.run.stage == "dpo") + ["sft"] * (recipe.sft.path is not None)
+    method = [] if recipe.adapter.method == "full" else [recipe.adapter.method]
+    return [*stages, *method, "alignment", "lora-dpo"]
 
 
 def _training_rows(
@@ -198,12 +194,29 @@ def _pictures(subject: Subject) -> dict[str, str | None]:
     return {name: f"{TRAINING}/plots/{file.name}" if file.is_file() else None for name, file in files.items()}
 
 
+def _merge_report(subject: Subject) -> dict[str, Any] | None:
+    file = subject.folder / MERGE_REPORT
+    return read_json(file) if file.is_file() else None
+
+
+def _has_tokenizer(subject: Subject) -> bool:
+    return subject.folder.is_dir() and has_tokenizer(file.name for file in subject.folder.iterdir())
+
+
+def _adapter_kind(subject: Subject, recipe: Recipe | None) -> str:
+    """Returns what kind of adapter it is: as it was trained, else as PEFT calls it."""
+    if recipe is not None:
+        return "QLoRA" if recipe.adapter.method == "qlora" else "LoRA"
+    kind = str(read_json(subject.folder / "adapter_config.json").get("peft_type") or "PEFT")
+    return "LoRA" if kind == "LORA" else kind
+
+
 def _is_chat(subject: Subject, recipe: Recipe | None) -> bool:
     if recipe is not None and recipe.model.template == "plain":
         return False
     config = subject.folder / "tokenizer_config.json"
     return (subject.folder / "chat_template.jinja").is_file() or (
-        config.is_file() and '"chat_template"' in config.read_text(encoding="utf-8")
+        config.is_file() and '"chat_template"' in config.read_text(encoding="utf-8", errors="replace")
     )
 
 
@@ -214,8 +227,3 @@ def _versions(record: Mapping[str, Any] | None) -> str:
     known = [f"{name} {packages[name]}" for name in _PACKAGES if name in packages]
     commit = f" ({code['commit']})" if code.get("commit") else ""
     return ", ".join([f"lora-dpo {code.get('version', '')}{commit}", f"Python {record.get('python', '')}", *known])
-
-
-def _cell(text: Any) -> str:
-    """Returns a text that does not end a table's cell."""
-    return str(text).replace("|", "\\|").replace("\n", " ")

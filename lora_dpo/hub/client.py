@@ -21,6 +21,7 @@ import httpx2
 from httpx2 import ConnectError, HTTPError, TimeoutException, TransportError
 from huggingface_hub import constants, get_session, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import parse_ratelimit_headers
 
 from lora_dpo.console import note
 from lora_dpo.errors import UserError
@@ -30,6 +31,7 @@ T = TypeVar("T")
 TIMEOUT = "LORA_DPO_HUB_TIMEOUT"
 """Environment variable: seconds after which a Hub that says nothing counts as gone."""
 _TIMEOUT_SECONDS = 60.0
+_LONGEST_TIMEOUT_SECONDS = 86_400
 WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0)
 RETRIED_BY_THE_CLIENT = 2
 """How often calls are made that the client itself makes six times."""
@@ -62,11 +64,22 @@ def timeout_seconds() -> float:
         seconds = float(text or _TIMEOUT_SECONDS)
     except ValueError:
         seconds = 0.0
-    if not seconds > 0:
+    if not 0 < seconds <= _LONGEST_TIMEOUT_SECONDS:
         raise UserError(
-            f"{TIMEOUT} is {text!r}, which is no number of seconds.", fix=f"Set it to {_TIMEOUT_SECONDS:g}."
+            f"{TIMEOUT} is {text!r}, which is no number of seconds that could be waited.",
+            fix=f"Set it to {_TIMEOUT_SECONDS:g}, and to no more than {_LONGEST_TIMEOUT_SECONDS}.",
         )
     return seconds
+
+
+class HubError(UserError):
+    """What the Hub has refused, or did not answer.
+
+    Attributes:
+        is_passing: Whether the same may succeed later, without anybody mending something.
+    """
+
+    is_passing = False
 
 
 class _Impatient(httpx2.Client):
@@ -102,7 +115,14 @@ def hub_session(token: str | None) -> Iterator[None]:
         set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=None))
 
 
-def patiently(call: Callable[[], T], what: str, *, token: str | None, tries: int = len(WAITS_SECONDS) + 1) -> T:
+def patiently(
+    call: Callable[[], T],
+    what: str,
+    *,
+    token: str | None,
+    tries: int = len(WAITS_SECONDS) + 1,
+    settled: Callable[[Exception], T | None] = lambda error: None,
+) -> T:
     """Calls the Hub until it answers, as long as waiting may help.
 
     Args:
@@ -110,9 +130,10 @@ def patiently(call: Callable[[], T], what: str, *, token: str | None, tries: int
         what: What is being done, for messages: `looking for the repository`.
         token: What no message may show.
         tries: How often at most.
+        settled: Asked after an error; what it returns is the result, where the call has done its work all the same.
 
     Raises:
-        UserError: The Hub refused, or did not answer for too long.
+        HubError: The Hub refused, or did not answer for too long.
     """
     for number in range(tries):
         try:
@@ -122,10 +143,14 @@ def patiently(call: Callable[[], T], what: str, *, token: str | None, tries: int
         except Exception as error:
             if not is_of_the_hub(error):
                 raise
+            if (found := settled(error)) is not None:
+                return found
             wait = WAITS_SECONDS[min(number, len(WAITS_SECONDS) - 1)]
             asked = _retry_after(error)
             if not is_passing(error) or number == tries - 1 or (asked or 0) > _LONGEST_WAIT_SECONDS:
-                raise explain(error, what, token) from None
+                said = explain(error, what, token)
+                said.is_passing = is_passing(error)
+                raise said from None
             note(f"{what}: {without_secrets(brief(error), token)}; once more in {asked or wait:g} s.")
             time.sleep(asked or wait)
     raise AssertionError("unreachable")
@@ -161,7 +186,7 @@ def status_of(error: BaseException) -> int | None:
     return None
 
 
-def explain(error: BaseException, what: str, token: str | None) -> UserError:
+def explain(error: BaseException, what: str, token: str | None) -> HubError:
     """Returns the error in words.
 
     Args:
@@ -173,19 +198,19 @@ def explain(error: BaseException, what: str, token: str | None) -> UserError:
     if any(isinstance(seen, OfflineModeIsEnabled) for seen in chain):
         return offline_error()
     if is_of_xet(error):
-        return UserError(
+        return HubError(
             f"{what}: {without_secrets(brief(error), token)}.",
             why=f"Large files go through Xet, which {end} may not have.",
             fix="Set HF_HUB_DISABLE_XET=1 to send them as LFS.",
         )
     if status is None and any(isinstance(seen, ConnectError) for seen in chain):
-        return UserError(
+        return HubError(
             f"{what}: {end} cannot be reached.",
-            fix="On a machine without a network use `lora-dpo push --prepare`, and on a login node "
-            "`lora-dpo push --pending`.",
+            fix="On a machine without a network use `lora-dpo push --prepare`, which `lora-dpo run` does with "
+            "HF_HUB_OFFLINE=1, and on a login node `lora-dpo push --pending`.",
         )
     if status is None and any(isinstance(seen, TimeoutException) for seen in chain):
-        return UserError(
+        return HubError(
             f"{what}: {end} said nothing for {timeout_seconds():g} s.",
             fix=f"Try again later, or wait longer with {TIMEOUT}=SECONDS. What has arrived is not sent again.",
         )
@@ -198,12 +223,12 @@ def explain(error: BaseException, what: str, token: str | None) -> UserError:
         412: "Look at what has changed there, then push again.",
         429: "Wait some minutes, then push again; what has arrived is not sent again.",
     }
-    return UserError(f"{what}: {without_secrets(brief(error), token)}.", why=hint, fix=fixes.get(status or 0, ""))
+    return HubError(f"{what}: {without_secrets(brief(error), token)}.", why=hint, fix=fixes.get(status or 0, ""))
 
 
-def offline_error() -> UserError:
+def offline_error() -> HubError:
     """Returns the error for a push where the network is switched off."""
-    return UserError(
+    return HubError(
         "HF_HUB_OFFLINE is set, so nothing can be published from here.",
         fix="Use `lora-dpo push --prepare` here, and `lora-dpo push --pending` where there is a network.",
     )
@@ -248,10 +273,15 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _retry_after(error: BaseException) -> float | None:
+    """Returns the seconds that the Hub asks to wait, in either of the headers by which it may say so."""
     for seen in _chain(error):
-        text = getattr(getattr(seen, "response", None), "headers", {}).get("Retry-After", "")
+        headers = getattr(getattr(seen, "response", None), "headers", {})
+        text = headers.get("Retry-After", "")
         if text.isdigit():
             return float(text)
+        limit = parse_ratelimit_headers(headers) if status_of(error) == 429 else None
+        if limit is not None and limit.remaining == 0:
+            return float(limit.reset_in_seconds)
     return None
 
 

@@ -16,12 +16,13 @@ from lora_dpo.data.lint import lint
 from lora_dpo.data.pair import Pair, group_of
 from lora_dpo.data.sources import load_pairs
 from lora_dpo.errors import UserError
-from lora_dpo.hub.card import render
+from lora_dpo.hub.licences import check_identifier
 from lora_dpo.hub.package import File, Package, with_manifest
 from lora_dpo.hub.preflight import find_token
 from lora_dpo.hub.push import Manner, send
 from lora_dpo.hub.remote import Target
 from lora_dpo.hub.secrets import check_nothing_private
+from lora_dpo.hub.template import check_metadata, render
 from lora_dpo.recipe.schema import DataSection
 
 _TEMPLATE = Path(__file__).with_name("dataset.md.jinja")
@@ -56,14 +57,19 @@ def pack_data(source: str, repo: str, licence: str | None, token: str | None) ->
         token: The user's token, which must not be in them.
 
     Raises:
-        UserError: They cannot be read, or hold a secret.
+        UserError: They cannot be read, or hold a secret, or the Hub does not know the licence.
     """
+    if licence is not None:
+        check_identifier(licence)
     loaded = load_pairs(DataSection(path=source, pairs="all"))
     pairs, dropped = lint(merge_groups([pair for one in loaded.by_source for pair in one]))
     if not pairs:
         raise UserError(f"{source} holds no usable preference.", why=f"Dropped: {_counts(dropped)}.")
-    lines = "".join(json.dumps(_row(pair), ensure_ascii=False) + "\n" for pair in pairs)
-    card = render(_TEMPLATE, _values(pairs, dropped, repo, licence))
+    own_groups = any(pair.group != group_of(pair.prompt) for pair in pairs)
+    rows = [_row(pair, with_group=own_groups) for pair in pairs]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    card = render(_TEMPLATE, _values(pairs, rows[0], dropped, repo, licence))
+    check_metadata(card)
     files = with_manifest([File.of(_FILE, lines.encode()), File.of("README.md", card.encode())])
     check_nothing_private(files, token)
     remarks = [f"{len(pairs):,} preferences of {len({pair.group for pair in pairs}):,} questions."]
@@ -74,15 +80,19 @@ def pack_data(source: str, repo: str, licence: str | None, token: str | None) ->
     return Package("dataset", files, remarks=remarks)
 
 
-def _row(pair: Pair) -> dict[str, Any]:
-    """Returns a preference as conversations, the form that TRL calls explicit."""
+def _row(pair: Pair, *, with_group: bool) -> dict[str, Any]:
+    """Returns a preference as conversations, the form that TRL calls explicit.
+
+    `datasets` knows the columns by the first rows alone, so that all rows have a group or none has.
+    """
     answers = {"chosen": pair.chosen, "rejected": pair.rejected}
     turns = {name: [{"role": "assistant", "content": text}] for name, text in answers.items()}
-    own = {} if pair.group == group_of(pair.prompt) else {"group": pair.group}
-    return {"prompt": list(pair.prompt), **turns, **own}
+    return {"prompt": list(pair.prompt), **turns, **({"group": pair.group} if with_group else {})}
 
 
-def _values(pairs: list[Pair], dropped: Counter[Any], repo: str, licence: str | None) -> dict[str, Any]:
+def _values(
+    pairs: list[Pair], example: dict[str, Any], dropped: Counter[Any], repo: str, licence: str | None
+) -> dict[str, Any]:
     name = repo.rpartition("/")[2]
     return {
         "card_data": DatasetCardData(
@@ -101,7 +111,7 @@ def _values(pairs: list[Pair], dropped: Counter[Any], repo: str, licence: str | 
         "chosen_words": median(len(pair.chosen.split()) for pair in pairs),
         "rejected_words": median(len(pair.rejected.split()) for pair in pairs),
         "turns": max(len(pair.prompt) for pair in pairs),
-        "example": json.dumps(_row(pairs[0]), ensure_ascii=False, indent=2),
+        "example": json.dumps(example, ensure_ascii=False, indent=2),
     }
 
 

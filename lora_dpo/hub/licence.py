@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lora_dpo.errors import UserError
+from lora_dpo.hub.licences import IDENTIFIERS, TERMS, check_identifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,31 +39,23 @@ class Licence:
         return f"Licence: {self.identifier} ({self.why}).{notice}"
 
 
-_GEMMA = Licence(
-    "gemma",
-    "https://ai.google.dev/gemma/terms",
-    "Gemma's terms hold for derived models: pass them on, with the use restrictions, and say that it was changed.",
-)
-_LLAMA_NOTICE = (
-    "Llama's licence holds for derived models: pass it on, show 'Built with Llama', and begin the model's name with "
-    "'Llama'."
-)
-_BY_ARCHITECTURE = {"gemma": _GEMMA, "gemma2": _GEMMA, "gemma3": _GEMMA, "gemma3_text": _GEMMA}
+def _known(identifier: str, why: str, name: str | None = None, link: str | None = None) -> Licence:
+    """Returns a licence with its terms, where they are passed on."""
+    text, notice = TERMS.get(identifier, (link, None))
+    return Licence(identifier, text, notice, why, name)
+
+
+_BY_ARCHITECTURE = dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), "gemma")
 """Architectures whose every model is under one licence; a Llama architecture is used by others too."""
-_BY_NAME: tuple[tuple[str, Licence], ...] = (
-    (r"google/gemma-\d", _GEMMA),
-    *(
-        (
-            rf"meta-llama/(meta-)?llama-{version}\b(?!\.\d)",
-            Licence(
-                f"llama{version}", f"https://www.llama.com/llama{version.replace('.', '_')}/license", _LLAMA_NOTICE
-            ),
-        )
-        for version in ("2", "3", "3.1", "3.2", "3.3")
-    ),
-    (r"HuggingFaceTB/SmolLM2?-|TinyLlama/|mistralai/Mistral-7B|Qwen/Qwen3-|EleutherAI/gpt-j", Licence("apache-2.0")),
-    (r"(openai-community/)?gpt2", Licence("mit")),
-)
+_BY_NAME = {
+    r"google/gemma-\d.*": "gemma",
+    **{
+        rf"meta-llama/(meta-)?llama-{re.escape(version)}(?!\.\d)\b.*": f"llama{version}"
+        for version in ("2", "3", "3.1", "3.2", "3.3", "4")
+    },
+    r"(HuggingFaceTB/SmolLM2?-|TinyLlama/|mistralai/Mistral-7B|Qwen/Qwen3-|EleutherAI/gpt-j).*": "apache-2.0",
+    r"(openai-community/)?gpt2(-medium|-large|-xl)?": "mit",
+}
 _LINES = re.compile(r"^license(?P<part>_name|_link)?:\s*[\"']?(?P<value>[^\"'\n]+?)[\"']?\s*$", re.MULTILINE)
 
 
@@ -76,29 +69,35 @@ def licence_of(base: str | None, config: Mapping[str, Any], folder: Path | None,
         asked: What the user says; it must not contradict terms that are known.
 
     Raises:
-        UserError: The user says another licence than one that is passed on to derived models.
+        UserError: The Hub does not know the licence that the user says, or the base's is another one that is passed on
+            to derived models.
     """
+    if asked is not None:
+        check_identifier(asked)
     found = _by_architecture(config) or _by_name(base) or _by_card(folder)
     if asked is None:
         return found or Licence(None)
-    if found is not None and found.notice is not None and found.identifier != asked:
+    if found is None:
+        return _known(asked, "as given")
+    if found.identifier == asked:
+        return replace(found, why="as given")
+    if found.notice is not None:
         raise UserError(
             f"--license {asked}, but the base model is under {found.identifier}.", why=found.notice, fix="Leave it out."
         )
-    same = found is not None and found.identifier == asked
-    return Licence(asked, found.link if same and found else None, found.notice if same and found else None, "as given")
+    return _known(asked, f"as given; the base model is under {found.name or found.identifier}")
 
 
 def _by_architecture(config: Mapping[str, Any]) -> Licence | None:
     kind = config.get("model_type", "")
-    found = _BY_ARCHITECTURE.get(kind)
-    return None if found is None else Licence(found.identifier, found.link, found.notice, f"every {kind} model's")
+    found = _BY_ARCHITECTURE.get(kind) if isinstance(kind, str) else None
+    return None if found is None else _known(found, f"every {kind} model's")
 
 
 def _by_name(base: str | None) -> Licence | None:
-    for pattern, found in _BY_NAME:
-        if base is not None and re.match(pattern, base, re.IGNORECASE):
-            return Licence(found.identifier, found.link, found.notice, f"that of {base}")
+    for pattern, identifier in _BY_NAME.items():
+        if base is not None and re.fullmatch(pattern, base, re.IGNORECASE):
+            return _known(identifier, f"that of {base}")
     return None
 
 
@@ -109,9 +108,9 @@ def _by_card(folder: Path | None) -> Licence | None:
         return None
     block = re.match(r"\s*---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
     named = {match["part"]: match["value"] for match in _LINES.finditer(block[1] if block else "")}
-    if None not in named:
+    if named.get(None) not in IDENTIFIERS:
         return None
-    return Licence(named[None], named.get("_link"), None, "its card says so", named.get("_name"))
+    return _known(named[None], "its card says so", named.get("_name"), named.get("_link"))
 
 
 def config_of(folder: Path | None) -> dict[str, Any]:

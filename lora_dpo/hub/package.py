@@ -13,6 +13,7 @@ from lora_dpo import __version__
 from lora_dpo.model.hashes import content_hash
 
 Kind = Literal["adapter", "model", "dataset"]
+CARD = "README.md"
 MANIFEST = "manifest.json"
 """Lists the files that lora-dpo has put into a repository, so that the next push knows which are its own."""
 
@@ -64,12 +65,16 @@ class Package:
         files: The files, in the order of their names.
         left_out: Local files that do not travel.
         remarks: What the user should know before it is published, a sentence each.
+        base: Hub id of the base model, which the Hub must have; None where the card names none.
+        overwrites_card: Whether its card may take the place of one that somebody has written on the Hub.
     """
 
     kind: Kind
     files: list[File]
     left_out: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    base: str | None = None
+    overwrites_card: bool = False
 
     @property
     def size(self) -> int:

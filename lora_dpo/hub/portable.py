@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-_PATH = re.compile(r"(?:[\w.]+=)?(?P<path>(?:~|/[^/\s]+)/[^\s]*)")
+_PATH = re.compile(r"(?:[\w.]+=)?(?P<path>(?:~|/[^/\n]+)/[^\n]*)")
+"""A value that is a path as a whole, blanks in it included, alone or behind the recipe's key."""
 _TEXTS = (".json", ".md", ".yaml", ".jinja", ".jsonl")
 
 

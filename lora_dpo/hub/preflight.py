@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
+from urllib.parse import urlsplit
 
 from huggingface_hub import constants, get_token
 
 from lora_dpo.errors import UserError
 from lora_dpo.hub.client import offline_error
-from lora_dpo.hub.package import MANIFEST, File, Package
+from lora_dpo.hub.package import CARD, MANIFEST, File, Package
 from lora_dpo.hub.remote import Remote, tag_error
 
 _OF_A_MODEL = (
@@ -55,22 +58,35 @@ def find_token() -> str | None:
 
 
 def check_online() -> None:
-    """Checks that the network is not switched off.
+    """Checks that the network is not switched off, and that the Hub's address is one.
 
     Raises:
-        UserError: It is.
+        UserError: It is off, or HF_ENDPOINT is no address.
     """
     if constants.HF_HUB_OFFLINE:
         raise offline_error()
+    address = urlsplit(constants.ENDPOINT)
+    if address.scheme not in ("http", "https") or not address.netloc:
+        raise UserError(
+            f"HF_ENDPOINT is {constants.ENDPOINT!r}, which is no address.",
+            fix=f"Did you mean 'https://{constants.ENDPOINT}'?" if "://" not in constants.ENDPOINT else "Correct it.",
+        )
 
 
 def required_token() -> str:
     """Returns the token.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or it cannot be one.
     """
-    if token := find_token():
+    token = find_token()
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise UserError(
+            "The Hub token holds characters that no token has.",
+            why="It may have been cut, or copied with something beside it.",
+            fix="Put it into .env again, as ACCESS_TOKEN=hf_...",
+        )
+    if token:
         return token
     raise UserError(
         "There is no Hub token, so nothing can be published.",
@@ -78,6 +94,26 @@ def required_token() -> str:
         "`hf auth login`.",
         fix="Make one with the role 'write' in the Hub's settings, and put ACCESS_TOKEN=hf_... into .env.",
     )
+
+
+def check_rights(remote: Remote) -> tuple[str, str | None]:
+    """Checks whose token it is, and that it may publish there.
+
+    Args:
+        remote: The repository.
+
+    Returns:
+        The user, and the newest commit of the main branch; None where there is no such repository yet.
+
+    Raises:
+        UserError: The token is not valid, or may not write there.
+    """
+    user = remote.whoami()
+    _check_namespace(user, remote.target.repo)
+    main = remote.head("main")
+    if main is not None:
+        remote.check_may_write()
+    return str(user["name"]), main
 
 
 def inspect(remote: Remote, package: Package) -> Plan:
@@ -88,30 +124,64 @@ def inspect(remote: Remote, package: Package) -> Plan:
         package: What is published.
 
     Raises:
-        UserError: The token is not valid or may not write there, the repository holds another model, or the tag is
-            on another version.
+        UserError: The token is not valid or may not write there, the Hub has no such base model or does not take the
+            card, the repository holds another model or a card of somebody's own, is not as private as was asked for, or
+            the tag is on another version.
     """
     target = remote.target
-    user = remote.whoami()
-    _check_namespace(user, target.repo)
-    main = remote.head("main")
+    user, main = check_rights(remote)
     exists = main is not None
-    if exists:
-        remote.check_may_write()
+    private = _visibility(remote) if exists else target.private
+    if package.base is not None:
+        remote.check_base(package.base)
+    card = next((file for file in package.files if file.path == CARD), None)
+    if card is not None:
+        remote.check_card(card.read().decode())
     head = main if target.revision == "main" or not exists else remote.head()
-    there = {} if not exists else remote.tree(str(head or main))
+    commit = str(head or main)
+    there = {} if not exists else remote.tree(commit)
     changes = [file for file in package.files if file.path not in there or not there[file.path].is_same(file)]
-    known = remote.manifest(str(head or main)) if MANIFEST in there else {}
+    known = remote.manifest(commit) if MANIFEST in there else {}
     ours = {file.path for file in package.files}
     stale = sorted((known.keys() & there.keys()) - ours)
     _check_nobody_else_s(sorted(there.keys() - ours - known.keys()), package, target.repo)
+    if card in changes and CARD in there and not package.overwrites_card:
+        _check_card_is_ours(remote.read(CARD, commit), known.get(CARD), package, target.repo)
     tag_is_set = False
     if exists and target.tag is not None and (tagged := remote.tags().get(target.tag)) is not None:
         if tagged != head or changes or stale:
             raise tag_error(target.tag, target.repo, tagged)
         tag_is_set = True
-    private = remote.is_private() if exists else target.private
-    return Plan(str(user["name"]), exists, private, head, changes, stale, tag_is_set)
+    return Plan(user, exists, private, head, changes, stale, tag_is_set)
+
+
+def _visibility(remote: Remote) -> bool:
+    """Returns whether the repository is private, which must be as it was asked for."""
+    private, target = remote.is_private(), remote.target
+    if target.private_is_asked and private != target.private:
+        is_so, asked = ("private", "--public") if private else ("public", "--private")
+        raise UserError(
+            f"{target.repo} is {is_so} already, and {asked} does not change that.",
+            fix="Leave it out, or change it in the repository's settings on the Hub.",
+        )
+    return private
+
+
+def _check_card_is_ours(card: bytes, known: Any, package: Package, repo: str) -> None:
+    """Refuses to replace what somebody has written on the Hub; metadata alone, as new repositories have, is no card."""
+    if isinstance(known, dict):
+        theirs = hashlib.sha256(card).hexdigest() != known.get("sha256")
+    else:
+        text = card.decode("utf-8", errors="replace").strip()
+        theirs = bool(re.sub(r"\A---\n.*?\n---\s*\Z", "", text, flags=re.DOTALL))
+    if theirs:
+        keep = f"fetch it with `hf download {repo} {CARD} --local-dir .`, and give it as --template {CARD}"
+        keep = "take its text into a repository of its own" if package.kind == "dataset" else keep
+        raise UserError(
+            f"The card of {repo} was written by somebody on the Hub, and would be lost.",
+            why=f"Its {CARD} is not what an earlier push has put there.",
+            fix=f"To keep it: {keep}. To replace it: --overwrite-card.",
+        )
 
 
 def _check_namespace(user: dict[str, Any], repo: str) -> None:

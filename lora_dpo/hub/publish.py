@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-from lora_dpo.console import note
 from lora_dpo.errors import UserError
-from lora_dpo.hub.client import (
-    RETRIED_BY_THE_CLIENT,
-    WAITS_SECONDS,
-    brief,
-    explain,
-    is_of_the_hub,
-    is_passing,
-    patiently,
-    status_of,
-    without_secrets,
-)
+from lora_dpo.hub.client import RETRIED_BY_THE_CLIENT, HubError, is_passing, patiently, status_of
 from lora_dpo.hub.package import File, Package
 from lora_dpo.hub.preflight import Plan
 from lora_dpo.hub.remote import Remote
 
-_RACE = (409, 412)
+_ANOTHER_COMMIT = (409, 412)
+"""Statuses of a commit that does not build upon the newest one, which may be ours."""
 
 
 def publish(remote: Remote, package: Package, plan: Plan) -> str:
@@ -45,24 +34,33 @@ def publish(remote: Remote, package: Package, plan: Plan) -> str:
         commit = str(plan.head)
     else:
         commit = _commit(remote, package, plan, _ready(remote, plan))
-        verify(remote, package, commit)
+        verify(remote, package, commit, plan.stale)
     if remote.target.tag is not None and not plan.tag_is_set:
-        remote.create_tag(remote.target.tag, commit)
+        _set_tag(remote, remote.target.tag, commit)
     return commit
 
 
-def verify(remote: Remote, package: Package, commit: str) -> None:
+def _set_tag(remote: Remote, tag: str, commit: str) -> None:
+    try:
+        remote.create_tag(tag, commit)
+    except UserError as said:
+        there = f"All files are published, as version {commit[:8]} of {remote.url}; only the tag is missing."
+        raise UserError(said.what, why=f"{there} {said.why}".strip(), fix=said.fix or "Push again.") from None
+
+
+def verify(remote: Remote, package: Package, commit: str, stale: Sequence[str] = ()) -> None:
     """Compares the files on the Hub with what was sent: names, sizes and hashes.
 
     Args:
         remote: The repository.
         package: What was sent.
         commit: Where to look.
+        stale: Files that must be gone.
 
     Raises:
         UserError: Something differs.
     """
-    if wrong := differences(remote, package, commit) and differences(remote, package, commit):
+    if wrong := differences(remote, package, commit, stale) and differences(remote, package, commit, stale):
         raise UserError(
             f"What {remote.target.repo} lists is not what was sent: {'; '.join(wrong[:5])}.",
             why="Every file arrived under its hash, so this is a fault of the Hub, or of something in between.",
@@ -70,12 +68,13 @@ def verify(remote: Remote, package: Package, commit: str) -> None:
         )
 
 
-def differences(remote: Remote, package: Package, commit: str) -> list[str]:
-    """Returns which files of a commit are not what was sent, in words."""
+def differences(remote: Remote, package: Package, commit: str, stale: Sequence[str] = ()) -> list[str]:
+    """Returns which files of a commit are not what was sent, or should be gone, in words."""
     there = remote.tree(commit)
     missing = [f"{file.path} is missing" for file in package.files if file.path not in there]
     other = [f for f in package.files if f.path in there and not there[f.path].is_same(f)]
-    return missing + [f"{file.path} is another one" for file in other]
+    left = [f"{path} is still there" for path in stale if path in there]
+    return missing + [f"{file.path} is another one" for file in other] + left
 
 
 def _ready(remote: Remote, plan: Plan) -> str:
@@ -105,27 +104,32 @@ def _commit(remote: Remote, package: Package, plan: Plan, parent: str) -> str:
         token=remote.token,
         tries=RETRIED_BY_THE_CLIENT,
     )
+    # The client keeps it for itself; without the attribute, what is missing is found after the commit.
+    if ignored := sorted(one.path_in_repo for one in additions if getattr(one, "_should_ignore", False)):
+        raise UserError(
+            f"The .gitignore of {remote.target.repo} keeps files of this push out: {', '.join(ignored[:5])}.",
+            why="Without them what is published would not be whole. Nothing of this push is visible there.",
+            fix="Remove the .gitignore on the Hub, or its lines for them, then push again.",
+        )
     operations: Sequence[CommitOperationAdd | CommitOperationDelete] = [
         *additions,
         *(CommitOperationDelete(path) for path in plan.stale),
     ]
-    what, waits = f"publishing in {remote.target.repo}", iter(WAITS_SECONDS)
-    while True:
-        try:
-            done = remote.api.create_commit(
-                **where, operations=operations, commit_message=_message(package), parent_commit=parent
-            )
-            return str(done.oid)
-        except Exception as error:
-            if not is_of_the_hub(error) and not isinstance(error, ValueError):
-                raise
-            if (found := _made_all_the_same(remote, package, parent)) is not None:
-                return found
-            wait = next(waits, None)
-            if not is_passing(error) or wait is None:
-                raise _not_published(error, what, remote) from None
-            note(f"{what}: {without_secrets(brief(error), remote.token)}; once more in {wait:g} s.")
-            time.sleep(wait)
+
+    def commit() -> str:
+        done = remote.api.create_commit(
+            **where, operations=operations, commit_message=_message(package), parent_commit=parent
+        )
+        return str(done.oid)
+
+    def settled(error: Exception) -> str | None:
+        return _made_all_the_same(remote, package, plan, parent) if _may_be_made(error) else None
+
+    try:
+        return patiently(commit, f"publishing in {remote.target.repo}", token=remote.token, settled=settled)
+    except HubError as said:
+        why = f"{said.why} Nothing of this push is visible there.".strip()
+        raise UserError(said.what, why=why, fix=said.fix) from None
 
 
 def _addition(file: File) -> CommitOperationAdd:
@@ -134,30 +138,33 @@ def _addition(file: File) -> CommitOperationAdd:
     return addition
 
 
-def _made_all_the_same(remote: Remote, package: Package, parent: str) -> str | None:
-    """Returns the commit if it was made and only the answer got lost.
+def _may_be_made(error: Exception) -> bool:
+    """Returns whether a commit may have been made though it failed: its answer got lost, or there is another one."""
+    return is_passing(error) or status_of(error) in _ANOTHER_COMMIT
+
+
+def _made_all_the_same(remote: Remote, package: Package, plan: Plan, parent: str) -> str | None:
+    """Returns the commit if it was made and only the answer got lost; others may have followed it.
 
     Raises:
-        UserError: Somebody else has made another one.
+        UserError: Somebody else has made another one, or the Hub cannot be asked.
     """
-    head = remote.head()
-    if head in (None, parent):
-        return None
-    if not differences(remote, package, str(head)):
-        return head
-    raise UserError(
-        f"Somebody else has changed {remote.target.repo} in the meantime: it is at {str(head)[:8]} now.",
-        why="Nothing of this push is visible there.",
-        fix="Look at what has changed there, then push again; what has arrived is not sent again.",
-    )
-
-
-def _not_published(error: Exception, what: str, remote: Remote) -> UserError:
-    if status_of(error) is None and isinstance(error, ValueError) and "metadata" in str(error):
-        first = " ".join(str(error).split())
-        return UserError(f"The Hub does not take the card's metadata: {first}", fix="Correct the card's template.")
-    said = explain(error, what, remote.token)
-    return UserError(said.what, why=f"{said.why} Nothing of this push is visible there.".strip(), fix=said.fix)
+    try:
+        made = remote.commits_since(parent)
+        ours = bool(made) and not differences(remote, package, made[-1], plan.stale)  # it builds upon `parent`
+    except HubError as said:
+        raise UserError(
+            f"The answer to the commit got lost, so it is not known whether {remote.target.repo} has it: {said.what}",
+            why="It holds everything or nothing of this push.",
+            fix="Push again when the Hub answers: it looks, and sends only what is missing.",
+        ) from None
+    if made and not ours:
+        raise UserError(
+            f"Somebody else has changed {remote.target.repo} in the meantime: it is at {made[0][:8]} now.",
+            why="Nothing of this push is visible there.",
+            fix="Look at what has changed there, then push again; what has arrived is not sent again.",
+        )
+    return made[-1] if ours else None
 
 
 def _message(package: Package) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
@@ -18,10 +18,11 @@ from lora_dpo.hub.card import render_card
 from lora_dpo.hub.client import hub_session
 from lora_dpo.hub.package import Package
 from lora_dpo.hub.packing import Wishes, facts_of, pack
-from lora_dpo.hub.pending import Pending, all_pending, pending_folder, prepare
+from lora_dpo.hub.pending import pending_folder, pending_places, prepare, read_pending
 from lora_dpo.hub.preflight import Plan, check_online, find_token, inspect, required_token
 from lora_dpo.hub.publish import publish
 from lora_dpo.hub.remote import Remote, Target
+from lora_dpo.hub.secrets import check_nothing_private
 from lora_dpo.hub.subject import Subject, Which, find_subject, hub_section
 from lora_dpo.recipe.schema import HubSection
 
@@ -37,12 +38,14 @@ class Manner:
         dry_run: Stop after the checks.
         prepare: Keep it for later, and ask nothing of the Hub.
         verify_load: Load it back at the end, and compare.
+        overwrite_card: Replace a card that somebody has written on the Hub.
     """
 
     yes: bool = False
     dry_run: bool = False
     prepare: bool = False
     verify_load: bool = False
+    overwrite_card: bool = False
 
 
 def push(word: str, repo: str | None, wishes: Wishes, manner: Manner, hub: HubSection | None = None) -> None:
@@ -61,29 +64,16 @@ def push(word: str, repo: str | None, wishes: Wishes, manner: Manner, hub: HubSe
     load_token()
     hub = hub or hub_section(word)
     subject, completed = find_subject(word, wishes.which or _what(hub)), wishes.completed(hub)
-    target = _target(repo or hub.repo, completed)
-    package = pack(subject, target.repo, completed, find_token())
+    target = target_of(repo or hub.repo, completed, private_is_asked=wishes.private is not None)
+    package = _allowed(pack(subject, target.repo, completed, find_token()), manner)
     if manner.prepare:
         _show(package, target, None)
+        if manner.dry_run:
+            note("A dry run: nothing was kept.")
+            return
         note(f"Kept in {prepare(target, package)}. On a machine with a network: lora-dpo push --pending")
         return
     send(target, package, manner, _verification(subject, package) if manner.verify_load else None)
-
-
-def check_beforehand(hub: HubSection, *, offline: bool) -> None:
-    """Checks what can be known of a push before there is anything to publish.
-
-    Args:
-        hub: The recipe's section.
-        offline: Whether the push will only be prepared, which needs no token.
-
-    Raises:
-        UserError: The names are none, or there is no token.
-    """
-    load_token()
-    _target(hub.repo, Wishes().completed(hub))
-    if not offline:
-        required_token()
 
 
 def card_of(word: str, repo: str | None, wishes: Wishes) -> str:
@@ -100,7 +90,7 @@ def card_of(word: str, repo: str | None, wishes: Wishes) -> str:
     hub = hub_section(word)
     subject, completed = find_subject(word, wishes.which or _what(hub)), wishes.completed(hub)
     facts = facts_of(subject, repo or hub.repo or f"YOUR_NAME/{subject.name}", completed)
-    return render_card(subject, facts, None if completed.template is None else Path(completed.template).expanduser())
+    return render_card(subject, facts, completed.template_file)
 
 
 def send(
@@ -118,7 +108,7 @@ def send(
         UserError: The Hub refused, or did not answer.
     """
     check_online()
-    token = required_token()
+    token, package = required_token(), _allowed(package, manner)
     with hub_session(token):
         remote = Remote(target, token)
         plan = inspect(remote, package)
@@ -146,11 +136,11 @@ def push_pending(manner: Manner) -> None:
         UserError: There is nothing, or some of it failed.
     """
     load_token()
-    waiting = all_pending()
+    waiting = pending_places()
     if not waiting:
         note(f"No push is pending in {pending_folder()}.")
         return
-    failed = [one.target.repo for one in waiting if not _sent(one, manner)]
+    failed = [place.name for place in waiting if not _sent(place, manner)]
     if failed:
         raise UserError(
             f"{len(failed)} of {len(waiting)} pending pushes failed: {', '.join(failed)}.",
@@ -158,9 +148,13 @@ def push_pending(manner: Manner) -> None:
         )
 
 
-def _sent(one: Pending, manner: Manner) -> bool:
+def _sent(place: Path, manner: Manner) -> bool:
     try:
+        one = read_pending(place)
+        one.check_endpoint()
         one.check_unchanged()
+        # The job may have had no token, which one of the files may hold.
+        check_nothing_private(one.package.files, required_token())
         send(one.target, one.package, manner)
     except UserError as error:
         show_error(str(error))
@@ -170,16 +164,31 @@ def _sent(one: Pending, manner: Manner) -> bool:
     return True
 
 
+def _allowed(package: Package, manner: Manner) -> Package:
+    """Returns a package with what the user allows it."""
+    return replace(package, overwrites_card=True) if manner.overwrite_card else package
+
+
 def _what(hub: HubSection) -> Which | None:
     return None if hub.what == "auto" else hub.what
 
 
-def _target(repo: str | None, wishes: Wishes) -> Target:
+def target_of(repo: str | None, wishes: Wishes, *, private_is_asked: bool = False) -> Target:
+    """Returns where a push goes.
+
+    Args:
+        repo: The repository.
+        wishes: How it is published, nothing left open.
+        private_is_asked: Whether the command line says who may see it.
+
+    Raises:
+        UserError: The names are none.
+    """
     if repo is None:
         raise UserError(
             "It is not said where to publish.", fix="Give the repository: lora-dpo push FOLDER user/name (or hub.repo)."
         )
-    target = Target(repo, "model", bool(wishes.private), wishes.revision, wishes.tag)
+    target = Target(repo, "model", bool(wishes.private), wishes.revision, wishes.tag, private_is_asked)
     target.check()
     return target
 

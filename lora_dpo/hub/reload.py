@@ -18,7 +18,7 @@ from lora_dpo.hub.subject import Subject
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PROBE = "Can you see the Great Wall of China from space?"
+_PROBE_TOKENS = 16
 
 
 def check_loads(remote: Remote, commit: str, subject: Subject, package: Package) -> None:
@@ -45,7 +45,7 @@ def check_loads(remote: Remote, commit: str, subject: Subject, package: Package)
             if not (fetched / file.path).is_file() or File.at(file.path, fetched / file.path).sha256 != file.sha256:
                 raise UserError(f"{file.path} came back as another file than was sent.", fix="Push again.")
         base = _base(subject)
-        ids = _probe(subject.folder)
+        ids = torch.arange(1, _PROBE_TOKENS + 1)[None]  # any will do, and an adapter may have no tokenizer
         if not torch.equal(_logits(subject.folder, base, ids), _logits(fetched, base, ids)):
             raise UserError(
                 f"{remote.target.repo}, loaded back, is another model than {subject.folder}.",
@@ -64,12 +64,6 @@ def _base(subject: Subject) -> dict[str, Any] | None:
     from lora_dpo.evaluation.subjects import base_of, find
 
     return base_of(find(str(subject.folder)), None).model_dump()
-
-
-def _probe(folder: Path) -> Tensor:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder)(_PROBE, return_tensors="pt")["input_ids"]
 
 
 def _logits(folder: Path, base: dict[str, Any] | None, ids: Tensor) -> Tensor:

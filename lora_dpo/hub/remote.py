@@ -6,20 +6,23 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, RepoFile
+from huggingface_hub import HfApi, RepoCard, RepoFile
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from lora_dpo.errors import UserError
-from lora_dpo.hub.client import RETRIED_BY_THE_CLIENT, patiently, status_of
+from lora_dpo.errors import UserError, nearest
+from lora_dpo.hub.client import RETRIED_BY_THE_CLIENT, is_of_the_hub, patiently, status_of
 from lora_dpo.hub.package import MANIFEST, File
 
 T = TypeVar("T")
 
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_NEAR = 100
+"""How many models are looked through for a name that was meant."""
 _BRANCH = re.compile(r"(?!.*(\.\.|//|@\{))[\w][\w./-]*(?<![./])")
 
 
@@ -31,6 +34,7 @@ class Target:
         repo: Repository, `user/name`.
         repo_type: What kind it is, `model` or `dataset`.
         private: Whether it is private if it is made now.
+        private_is_asked: Whether that was said for this push, so that one that is there must be so as well.
         revision: The branch.
         tag: Tag of the version, or None.
     """
@@ -40,6 +44,7 @@ class Target:
     private: bool
     revision: str = "main"
     tag: str | None = None
+    private_is_asked: bool = False
 
     def check(self) -> None:
         """Checks the names.
@@ -47,11 +52,16 @@ class Target:
         Raises:
             UserError: One of them cannot be a name on the Hub.
         """
-        name = self.repo.rpartition("/")[2]
-        if not _REPO.fullmatch(self.repo) or ".." in self.repo or "--" in self.repo or name.endswith(".git"):
+        try:
+            validate_repo_id(self.repo)
+            possible = self.repo.count("/") == 1
+        except HFValidationError:
+            possible = False
+        if not possible:
             raise UserError(
                 f"{self.repo!r} cannot be a repository on the Hub.",
-                why="It is user/name or organisation/name, of letters, digits, '-', '_' and '.'.",
+                why="It is user/name or organisation/name, of letters of English, digits, '-', '_' and '.', begins and "
+                "ends with a letter or digit, and has at most 96 of them in either half.",
                 fix=f"Did you mean 'YOUR_NAME/{self.repo}'?" if re.fullmatch(r"[\w.-]+", self.repo) else "",
             )
         for what, value in (("--revision", self.revision), ("--tag", self.tag)):
@@ -147,21 +157,94 @@ class Remote:
         )
         return {tag.name: tag.target_commit for tag in refs.tags}
 
+    def commits_since(self, parent: str) -> list[str]:
+        """Returns the branch's commits after one, the newest first."""
+        ask = self.api.list_repo_commits
+        found = self._patiently(
+            lambda: ask(**self._where, revision=self.target.revision), f"listing the versions of {self.target.repo}"
+        )
+        return list(takewhile(lambda commit: commit != parent, (commit.commit_id for commit in found)))
+
+    def read(self, path: str, commit: str) -> bytes:
+        """Returns a small file of a commit."""
+
+        def ask() -> bytes:
+            with TemporaryDirectory() as folder:
+                fetched = self.api.hf_hub_download(**self._where, filename=path, revision=commit, local_dir=folder)
+                return Path(fetched).read_bytes()
+
+        return self._patiently(ask, f"reading what {self.target.repo} has", tries=RETRIED_BY_THE_CLIENT)
+
     def manifest(self, commit: str) -> dict[str, Any]:
         """Returns the paths that an earlier push has put there; none where it was filled by other means."""
-
-        def ask() -> str:
-            with TemporaryDirectory() as folder:
-                fetched = self.api.hf_hub_download(**self._where, filename=MANIFEST, revision=commit, local_dir=folder)
-                return Path(fetched).read_text(encoding="utf-8")
-
         try:
-            text = self._patiently(ask, f"reading what {self.target.repo} has", tries=RETRIED_BY_THE_CLIENT)
-            content = json.loads(text)
+            content = json.loads(self.read(MANIFEST, commit))
             files = content["files"] if content["made_by"].startswith("lora-dpo") else {}
         except (ValueError, TypeError, KeyError, AttributeError):
             return {}
         return files if isinstance(files, dict) else {}
+
+    def check_base(self, name: str) -> None:
+        """Checks that the Hub has a model; one that this token may not read, as it is gated, is there.
+
+        Args:
+            name: Its Hub id.
+
+        Raises:
+            UserError: It has not.
+        """
+
+        def ask() -> bool:
+            try:
+                self.api.repo_info(name)
+            except HfHubHTTPError as error:
+                if status_of(error) not in (401, 403, 404):
+                    raise
+                return status_of(error) != 404
+            return True
+
+        if not self._patiently(ask, f"looking for the base model {name}"):
+            near = nearest(name, self._named_like(name))
+            raise UserError(
+                f"The base model {name} is not on the Hub, or this token may not see it.",
+                why="The card names it, and an adapter can only be loaded where it is.",
+                fix=(f"Did you mean '{near}'? " if near else "")
+                + "Name it with --base-model user/name (hub.base_model). If it is a folder, start where that lies.",
+            )
+
+    def _named_like(self, name: str) -> list[str]:
+        """Returns the models of the same owner, and those of others that are called the same."""
+        owner, _, own = name.rpartition("/")
+        try:
+            same = [found.id for found in self.api.list_models(author=owner, limit=_NEAR)] if owner else []
+            return same + [found.id for found in self.api.list_models(search=own, limit=_NEAR)]
+        except Exception as error:
+            if not is_of_the_hub(error):
+                raise
+            return []  # it is only for a hint
+
+    def check_card(self, card: str) -> None:
+        """Lets the Hub check a card's metadata, which it would else refuse when everything has been sent.
+
+        Args:
+            card: The card.
+
+        Raises:
+            UserError: The Hub does not take it.
+        """
+
+        def ask() -> None:
+            try:
+                RepoCard(card, ignore_metadata_errors=True).validate(self.target.repo_type)
+            except ValueError as error:
+                if status_of(error) != 400:
+                    raise
+                raise UserError(
+                    f"The Hub does not take the card's metadata: {' '.join(str(error).split())[:500]}",
+                    fix="Correct the card's template.",
+                ) from None
+
+        self._patiently(ask, "asking whether the card can be read")
 
     def create(self) -> None:
         """Makes it, unless it is there."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from lora_dpo.recipe.schema import Recipe
 
@@ -28,7 +29,7 @@ def data_sets(recipe: Recipe | None) -> list[str]:
     paths = [source.path for section in (recipe.data, recipe.sft) for source in section.sources()]
     if recipe.run.stage == "sft":
         paths = [source.path for source in recipe.sft.sources()]
-    return [path for path in dict.fromkeys(paths) if is_hub_id(path)]
+    return [path for path in dict.fromkeys(paths) if is_hub_id(path) and not Path(path).exists()]
 
 
 def is_hub_id(name: str) -> bool:
@@ -37,8 +38,12 @@ def is_hub_id(name: str) -> bool:
 
 
 def is_hub_name(name: str) -> bool:
-    """Returns whether a model's name is the Hub's: a Hub id, or an old one such as gpt2, and no folder here."""
-    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name)) and not Path(name).exists()
+    """Returns whether the Hub could have a model of this name: a Hub id, or an old one such as gpt2."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not name.endswith(".gguf")
 
 
 def evaluation_results(report: Mapping[str, Any] | None, recipe: Recipe | None) -> list[EvalResult]:

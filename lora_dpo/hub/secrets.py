@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -29,18 +30,19 @@ _LARGEST_TEXT = 100_000_000
 _WEIGHTS = (".safetensors", ".png")
 
 
-def check_nothing_private(files: Iterable[File], token: str | None) -> None:
+def check_nothing_private(files: Iterable[File], token: str | None, known: Iterable[str] = ()) -> None:
     """Looks through all text that would be published.
 
     Args:
         files: What would be published.
         token: The user's own, whatever it looks like.
+        known: Paths of this machine that are known to have been used.
 
     Raises:
         UserError: A secret or a local path was found; file and line are named, and no more of a secret than its
             beginning.
     """
-    local = _local_places()
+    local = _local_places(known)
     found = [f"{file.path}:{line}: {what}" for file in files for line, what in _found(file, token, local)]
     if found:
         more = f"\nand {len(found) - 5} more" if len(found) > 5 else ""
@@ -70,11 +72,37 @@ def _found(file: File, token: str | None, local: re.Pattern[str] | None) -> Iter
             if line not in seen:
                 seen.add(line)
                 yield line, f"a path of this machine ({match[0]})"
+    for place in _places_in(text) if file.path.endswith(".json") else ():
+        line = _line(text, max(text.find(json.dumps(place, ensure_ascii=False)), 0))
+        if line not in seen:
+            seen.add(line)
+            yield line, f"a path of this machine ({place})"
 
 
-def _local_places() -> re.Pattern[str] | None:
+def _places_in(text: str) -> Iterator[str]:
+    """Yields the values of a JSON document that are files or folders here, wherever machines keep theirs."""
+    try:
+        waiting = [json.loads(text)]
+    except (ValueError, RecursionError):
+        return
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, str) and value.startswith("/") and value.count("/") > 1 and _exists(value):
+            yield value
+
+
+def _exists(place: str) -> bool:
+    try:
+        return Path(place).exists()
+    except (OSError, ValueError):  # too long for a path, or with a null byte
+        return False
+
+
+def _local_places(known: Iterable[str]) -> re.Pattern[str] | None:
     """Returns a pattern for the places that belong to this user; None where there are none that could be told."""
-    named = {os.environ.get(name, "") for name in _PLACES} | {str(Path.home()), str(Path.cwd())}
+    named = {os.environ.get(name, "") for name in _PLACES} | {str(Path.home()), str(Path.cwd()), *known}
     places = sorted({place.rstrip("/") for place in named if Path(place).is_absolute() and place.count("/") > 1})
     return re.compile("|".join(rf"{re.escape(place)}(?![\w.-])[^\s\"',:)]*" for place in places)) if places else None
 

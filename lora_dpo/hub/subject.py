@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,8 @@ from typing import Any, Literal
 from lora_dpo.console import note
 from lora_dpo.errors import UserError
 from lora_dpo.evaluation.subjects import find, safe_name
+from lora_dpo.hub.documents import read_json
+from lora_dpo.model.made_of import is_made_of
 from lora_dpo.model.record import read_record
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import HubSection, Recipe
@@ -92,11 +93,18 @@ def hub_section(word: str) -> HubSection:
 
 def _of_run(run: RunFolder, which: Which | None) -> Subject:
     if run.load_recipe().adapter.method == "full":
+        if which == "adapter":
+            raise UserError(
+                f"{run.path} has no adapter: adapter.method full trains the whole model.",
+                fix=f"Leave --adapter (hub.what) out; {run.model} is what is published.",
+            )
         return Subject("model", run.model, run, read_record(run.model))
     if run.merged.is_dir() and which != "adapter":
+        record = read_record(run.merged)
+        _check_is_of(run, record)
         if which is None:
             note(f"Taking the merged model, {run.merged}; --adapter takes the adapter.")
-        return Subject("model", run.merged, run, read_record(run.merged))
+        return Subject("model", run.merged, run, record)
     if which == "merged":
         raise UserError(
             f"{run.path} has no merged model.",
@@ -107,20 +115,42 @@ def _of_run(run: RunFolder, which: Which | None) -> Subject:
     return Subject("adapter", run.adapter, run, read_record(run.adapter))
 
 
+def _check_is_of(run: RunFolder, merged: dict[str, Any] | None) -> None:
+    """Refuses a merged model that something else was made into: the card would give it this run's results."""
+    if not is_made_of(merged, read_record(run.adapter)):
+        why = "It says of other adapters that they are in it." if merged else "It has no provenance.json."
+        raise UserError(
+            f"{run.merged} is not the model that this run has trained, so its results are not that model's.",
+            why=why,
+            fix=f"Move it away and merge again, `lora-dpo merge {run.path} -o {run.merged}`; or give that folder "
+            "itself, which is published without this run's results.",
+        )
+
+
 def _run_of(subject: Subject) -> RunFolder | None:
     """Returns the run that a folder's content is from, where it lies around it or where its recipe says."""
     recipe = subject.recipe
     places = [subject.folder.absolute().parent, *([] if recipe is None else [RunFolder.of(recipe).path])]
-    made = (subject.training or {}).get("weights_sha256")
+    merged = (subject.record or {}).get("stage") == "merge"
+    made = (subject.record or {}).get("weights_sha256")
     for run in map(RunFolder, places):
-        own = read_record(run.adapter) if run.is_run and run.adapter.is_dir() else None
-        if own is not None and made is not None and own.get("weights_sha256") == made and run.is_complete:
+        trained = run.adapter if run.adapter.is_dir() else run.model
+        own = read_record(trained) if run.is_run and run.is_complete and trained.is_dir() else None
+        if own is None:
+            continue
+        if is_made_of(subject.record, own) if merged else made is not None and own.get("weights_sha256") == made:
             return run
     return None
 
 
 def read_report(subject: Subject) -> dict[str, Any] | None:
-    """Returns the report of what is published: its run's, or one that travelled with it."""
+    """Returns the report of what is published: its run's, or one that travelled with it and with its record.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    if subject.record is None:
+        return None
     file = subject.folder / TRAINING / "report.json" if subject.run is None else subject.run.report_json
-    report = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    report = read_json(file) if file.is_file() else {}
     return report if report.get("schema_version") == _REPORT_VERSION else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,8 @@ def print_merge(report: Mapping[str, Any], folder: Path) -> None:
     table = Table(caption=f"{probes['tokens']} tokens of {probes['questions']} questions, {report['dtype']}")
     for heading in ("", "merged", "allowed", "without adapters"):
         table.add_column(heading, justify="right" if heading else "left")
-    for key, (label, form, bound) in _ROWS.items():
-        numbers = (form.format(report[key]), bound.format(report["bounds"][key]), form.format(report["untrained"][key]))
-        table.add_row(label, *numbers)
+    for row in agreement_rows(report):
+        table.add_row(*row)
     out.print(table)
     for onto, found in report["distances"].items():
         taken = ", which was taken" if onto == report["onto"] else ""
@@ -43,6 +42,17 @@ def print_merge(report: Mapping[str, Any], folder: Path) -> None:
     out.print(f"{same} of {len(answers)} greedy answers begin with the same words.")
     err.print(f"{report['seconds']:g} s, {report['peak_bytes'] / 1e9:.2f} GB of memory at most.")
     out.print(f"model  {folder}", soft_wrap=True)
+
+
+def agreement_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Yields what was compared: its name, the merged model's number, what is allowed, and the base's without adapters.
+
+    Args:
+        report: The content of merge_report.json.
+    """
+    for key, (label, form, bound) in _ROWS.items():
+        numbers = form.format(report[key]), bound.format(report["bounds"][key]), form.format(report["untrained"][key])
+        yield label, *numbers
 
 
 def gguf_command(report: Mapping[str, Any], folder: Path) -> str:

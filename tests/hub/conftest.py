@@ -18,9 +18,11 @@ READER = "hf_" + "Bb2" * 12
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A local Hub with the user `me`, who is also in `lab`; this process and those it starts use it."""
+    """A local Hub with the user `me`, also in `lab`, and two base models; this process and those it starts use it."""
     users = {TOKEN: User("me", orgs=("lab",)), READER: User("me", "read")}
     server = Hub(tmp_path / "hub", users).start()
+    for base in ("org/base", "me/base"):
+        server.repository(base).create(private=False)
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants._HF_DEFAULT_ENDPOINT, server.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["status", "cut", "lost", "hang", "wrong hash"]
@@ -23,6 +23,7 @@ class Fault:
         skip: How many requests go well before.
         code: The Hub's X-Error-Code.
         message: What the server says, such as a token that it repeats.
+        headers: Further headers of the answer.
     """
 
     endpoint: str
@@ -33,6 +34,7 @@ class Fault:
     skip: int = 0
     code: str = ""
     message: str = "injected"
+    headers: dict[str, str] = field(default_factory=dict)
 
     def strikes(self, endpoint: str) -> bool:
         """Returns whether it strikes this request; it is then used up by one."""

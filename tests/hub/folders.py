@@ -42,6 +42,11 @@ def package(folder: Path, repo: str = "me/model", token: str | None = None, **wi
     return pack(find_subject(str(folder), None), repo, Wishes(**wishes), token)
 
 
+def part_of(record: dict) -> dict:
+    """What a merged model says of an adapter in it."""
+    return {"name": "x", "weights_sha256": record["weights_sha256"], "provenance": record}
+
+
 def contents(package: Package) -> dict[str, bytes]:
     """Returns what a repository must hold after a package was published."""
     return {file.path: file.read() for file in package.files}

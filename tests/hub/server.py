@@ -15,6 +15,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,6 +34,7 @@ _ROUTES: tuple[tuple[str, str, str], ...] = (
     ("POST", "create", r"/api/repos/create"),
     ("DELETE", "delete", r"/api/repos/delete"),
     ("POST", "validate", r"/api/validate-yaml"),
+    ("GET", "search", r"/api/models"),
     ("GET", "info", _API),
     ("GET", "info", rf"{_API}/revision/(?P<revision>[^/]+)"),
     ("GET", "auth", rf"{_API}/auth-check"),
@@ -145,7 +147,7 @@ class Hub(ThreadingHTTPServer):
         if not repository.exists:
             return {}
         found = repository.files(revision)
-        return {path: repository.read(entry) for path, entry in found.items() if path != ".gitattributes"}
+        return {path: repository.read(entry) for path, entry in found.items() if not path.startswith(".git")}
 
     def fault(self, request: Request) -> Fault | None:
         with self.lock:
@@ -204,6 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, request: Request, fault: Fault | None, *, bad_token: bool) -> Answer:
         if fault and fault.kind == "status":
             answer = _error(fault.status, fault.message, fault.code)
+            answer.headers |= fault.headers
             if fault.retry_after is not None:
                 answer.headers["Retry-After"] = str(fault.retry_after)
             return answer
@@ -337,6 +340,17 @@ def _validate(hub: Hub, request: Request) -> Answer:
     return Answer.of({"errors": [], "warnings": []})
 
 
+@_action("search")
+def _search(hub: Hub, request: Request) -> Answer:
+    word, author = request.query.get("search", [""])[0].lower(), request.query.get("author", [""])[0]
+    names = ["/".join(state.parent.parts[-2:]) for state in sorted((hub.folder / "models").glob("*/*/state.json"))]
+
+    def fits(name: str) -> bool:
+        return word in name.lower() and author in ("", name.split("/")[0])
+
+    return Answer.of([{"id": name, "modelId": name, "tags": []} for name in names if fits(name)])
+
+
 @_action("info")
 def _info(hub: Hub, request: Request) -> Answer:
     repository = _open(hub, request)
@@ -414,13 +428,20 @@ def _paths_info(hub: Hub, request: Request) -> Answer:
 @_action("preupload")
 def _preupload(hub: Hub, request: Request) -> Answer:
     files = _open(hub, request, write=True).files(request.parts["revision"])
+    ignored = _ignored(hub.repository(request.parts["repo"], _kind(request)), files)
     answers = []
     for file in request.json()["files"]:
         known = files.get(file["path"])
         mode = "lfs" if is_lfs(file["path"], file["size"]) else "regular"
         oid = None if known is None else known.sha256 or known.oid
-        answers.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        answers.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": ignored(file["path"]), "oid": oid})
     return Answer.of({"files": answers})
+
+
+def _ignored(repository: Repository, files: dict[str, Entry]) -> Callable[[str], bool]:
+    """Returns what the repository's .gitignore says of a path; of its patterns those of names are known."""
+    text = repository.read(files[".gitignore"]).decode() if ".gitignore" in files else ""
+    return lambda path: any(fnmatch(path.rpartition("/")[2], line) for line in text.split())
 
 
 @_action("batch")

@@ -88,3 +88,20 @@ def test_datasets_and_lora_dpo_read_it_back(
     before = len(hub.requests)
     push_data(source, target, None, Manner(yes=True))
     assert "commit" not in hub.requests[before:]
+
+
+def test_all_rows_have_a_group_or_none_has(tmp_path: Path) -> None:
+    # `datasets` reads in chunks, and takes the columns from the first: a key that comes later ends its reading.
+    file = tmp_path / "prefs.jsonl"
+    rows = [{"prompt": f"Question {n}?", "chosen": f"Yes, {n}.", "rejected": "No."} for n in range(3)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "prompt": "Q?", "group": "own"}]))
+    lines = contents(pack_data(str(file), "me/prefs", None, None))["data/train.jsonl"].splitlines()
+    groups = [json.loads(line)["group"] for line in lines]
+    assert (len(groups), groups[-1]) == (4, "own")
+    assert len(set(groups)) == 4
+
+
+def test_a_licence_that_the_hub_does_not_know(source: str) -> None:
+    with pytest.raises(UserError, match="'cc-by-4' is no licence that the Hub knows") as refused:
+        pack_data(source, "me/prefs", "cc-by-4", None)
+    assert "Did you mean 'cc-by-4.0'?" in refused.value.fix

@@ -83,7 +83,7 @@ def push(hub: Hub, versions: tuple[Package, Package], published: Path, monkeypat
         if new:
             return Push(hub, Target("me/model", "model", True, "dev", "v1"), {}, now)
         if published.is_dir():
-            shutil.copytree(published, hub.folder)
+            shutil.copytree(published, hub.folder, dirs_exist_ok=True)
         else:
             send(Target("me/model", "model", True), then, Manner(yes=True))
             shutil.copytree(hub.folder, published)
@@ -172,23 +172,103 @@ def test_a_second_push_sends_only_what_had_not_arrived(push) -> None:
     assert len(set(ready.hub.uploaded)) == 2
 
 
+@dataclass
+class Meddling(Fault):
+    """Is no fault: just before a request somebody else makes a commit."""
+
+    hub: Hub | None = None
+
+    def strikes(self, endpoint: str) -> bool:
+        if super().strikes(endpoint):
+            repository = self.hub.repository("me/model")
+            files = {**repository.files("main"), "notes.txt": repository.put_blob(b"mine")}
+            repository.commit("main", "theirs", files, repository.head("main"))
+        return False
+
+
 def test_somebody_else_commits_in_between(push) -> None:
     ready = push(new=False)
-
-    class Meddling(Fault):
-        """Is no fault: just before our commit it makes another one."""
-
-        def strikes(self, endpoint: str) -> bool:
-            if endpoint == "commit" and self.times:
-                self.times = 0
-                repository = ready.hub.repository("me/model")
-                files = {**repository.files("main"), "notes.txt": repository.put_blob(b"mine")}
-                repository.commit("main", "theirs", files, repository.head("main"))
-            return False
-
-    ready.hub.faults = [Meddling("commit")]
+    ready.hub.faults = [Meddling("commit", hub=ready.hub)]
     with pytest.raises(UserError, match="Somebody else has changed me/model in the meantime"):
         ready.go()
     assert ready.published == {**ready.old, "notes.txt": b"mine"}
     ready.go()
     assert ready.published == {**contents(ready.new), "notes.txt": b"mine"}
+
+
+def test_our_commit_is_found_below_somebody_elses(push) -> None:
+    ready = push(new=False)
+    ready.hub.faults = [Fault("commit", "lost"), Meddling("commits", hub=ready.hub)]
+    ready.go()
+    assert ready.published == {**contents(ready.new), "notes.txt": b"mine"}
+    repository = ready.hub.repository("me/model")
+    titles = [commit["title"] for commit in repository.log("main")]
+    assert titles[:2] == ["theirs", "Publish a model with lora-dpo"]
+    assert repository.state["tags"]["v1"] == repository.log("main")[1]["id"]
+
+
+def test_a_commit_that_left_our_stale_files_is_not_ours(push) -> None:
+    ready = push(new=False)
+
+    @dataclass
+    class Adding(Meddling):
+        """Somebody else publishes the same files, and leaves the old ones."""
+
+        def strikes(self, endpoint: str) -> bool:
+            if Fault.strikes(self, endpoint):
+                repository = self.hub.repository("me/model")
+                files = repository.files("main")
+                for file in ready.new.files:
+                    if file.path.endswith(".safetensors"):
+                        files[file.path] = repository.lfs_entry(file.sha256, file.size)
+                    else:
+                        files[file.path] = repository.put_blob(file.read())
+                repository.commit("main", "theirs", files, repository.head("main"))
+            return False
+
+    ready.hub.faults = [Adding("commit", hub=ready.hub)]
+    with pytest.raises(UserError, match="Somebody else has changed me/model in the meantime"):
+        ready.go()
+
+
+def test_a_lost_answer_and_a_hub_that_is_gone_do_not_claim_that_nothing_was_published(push) -> None:
+    ready = push(new=False)
+    ready.hub.faults = [Fault("commit", "lost"), Fault("commits", status=500, times=-1)]
+    with pytest.raises(UserError, match="it is not known whether me/model has it") as refused:
+        ready.go()
+    assert "Nothing of this push" not in str(refused.value)
+    assert ready.published == contents(ready.new)
+
+
+def test_a_tag_that_fails_says_that_the_model_is_published(push) -> None:
+    ready = push(new=False)
+    ready.hub.faults = [Fault("tag", status=403, times=-1)]
+    with pytest.raises(UserError, match="All files are published, as version") as refused:
+        ready.go()
+    assert "only the tag is missing" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("headers", "retry_after", "expected"),
+    [({"ratelimit": '"api";r=0;t=55'}, None, [55.0]), ({}, 7, [7.0]), ({}, None, [1.0])],
+)
+def test_the_commit_waits_as_long_as_the_hub_asks(
+    push, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], retry_after: int | None, expected: list[float]
+) -> None:
+    ready, waits = push(new=False), []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    ready.hub.faults = [Fault("commit", status=429, retry_after=retry_after, headers=headers)]
+    ready.go()
+    assert waits == expected
+    assert ready.published == contents(ready.new)
+
+
+def test_a_gitignore_on_the_hub_does_not_make_half_a_model(push) -> None:
+    ready = push(new=False)
+    repository = ready.hub.repository("me/model")
+    ignoring = {**repository.files("main"), ".gitignore": repository.put_blob(b"*.safetensors\n")}
+    repository.commit("main", "ignore", ignoring, repository.head("main"))
+    with pytest.raises(UserError, match=r"The \.gitignore of me/model keeps files of this push out: model-00001"):
+        ready.go()
+    assert "commit" not in ready.hub.requests
+    assert ready.published == ready.old

@@ -28,3 +28,10 @@ def test_nothing_is_shortened_in_vocabularies_and_weights() -> None:
         False,
         False,
     ]
+
+
+def test_paths_with_blanks_are_shortened_as_a_whole() -> None:
+    documents = {"recipe": {"data": {"path": "/p/my data/prefs one.csv"}, "arguments": ["run.folder=/p/my runs"]}}
+    short = shortenings(documents, None, set())
+    assert short == {"/p/my data/prefs one.csv": "prefs one.csv", "/p/my runs": "my runs"}
+    assert shortened('"/p/my data/prefs one.csv", "/p/my runs/small"', short) == '"prefs one.csv", "my runs/small"'

@@ -23,7 +23,6 @@ from tests.hub.server import Hub
 from tests.process import ROOT, lora_dpo, run_python
 from tests.small import preferences
 from tests.test_recipes import overrides_for
-from tests.tiny import tiny_tokenizer
 
 LOAD = """
 import sys, torch
@@ -98,12 +97,41 @@ def test_with_debug_on_the_token_is_not_seen_either(hub: Hub, tmp_path: Path, en
     assert left == []
 
 
-@pytest.mark.slow
-def test_words_that_do_not_go_together(tmp_path: Path) -> None:
-    for words in ((), ("model", "me/x", "--adapter", "--merged"), ("model", "--pending")):
-        result = lora_dpo("push", *words, cwd=tmp_path)
-        assert result.returncode == 2
-        assert "Say what to publish" in result.stderr
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "Say what to publish"),
+        (("model", "--pending"), "Say what to publish"),
+        (("model", "me/x", "--adapter", "--merged"), "--adapter and --merged do not go together"),
+        (("--pending", "--tag", "v1"), "--tag does not go with --pending"),
+        (("--pending", "--public"), "--private or --public does not go with --pending"),
+        (("--pending", "--revision", "dev"), "--revision does not go with --pending"),
+        (("--pending", "--verify-load"), "--verify-load does not go with --pending"),
+        (("model", "me/x", "--prepare", "--verify-load"), "--verify-load does not go with --prepare"),
+    ],
+)
+def test_words_that_do_not_go_together(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends(("push", *words)) == 2
+    assert said in capsys.readouterr().err
+
+
+def ends(words: tuple[str, ...]) -> int:
+    """Runs the command in this process, and returns how it ends."""
+    from lora_dpo.cli import main
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["lora-dpo", *words])
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_where_a_card_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(model(tmp_path / "model"))
+    for place in (str(tmp_path), "/proc/x/y"):
+        assert ends(("card", folder, "me/x", "-o", place)) == 2
+        assert f"The card cannot be written to {place}" in capsys.readouterr().err
+    assert ends(("card", folder, "me/x", "--adapter", "--merged")) == 2
+    assert "do not go together" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -113,11 +141,11 @@ def test_an_adapter_is_loaded_from_the_hub_by_peft(
     base = tmp_path / "base"
     shutil.copytree(tiny_models("llama"), base)
     record(base, save_adapter(base, tmp_path / "adapter"))
-    tiny_tokenizer("llama").save_pretrained(tmp_path / "adapter")
     own = {**environment, "LORA_DPO_CACHE": str(tmp_path / "cache")}
     for words in (("base", "me/base"), ("adapter", "me/adapter", "--base-model", "me/base", "--verify-load")):
         result = lora_dpo("push", *words, "--yes", cwd=tmp_path, timeout=400, **own)
         assert result.returncode == 0, result.stderr
+    assert "There is no tokenizer in it, so the card takes that of me/base." in result.stderr
     assert "all files and its logits are those of adapter" in result.stderr
     loaded = run_python("-c", LOAD_ADAPTER, cwd=tmp_path, timeout=400, **environment)
     assert loaded.returncode == 0, loaded.stderr
@@ -144,6 +172,7 @@ def test_from_a_recipe_to_a_published_model(hub: Hub, tiny_models, tmp_path: Pat
     merged = tmp_path / "runs" / "quickstart" / "merged"
     assert published["model.safetensors"] == (merged / "model.safetensors").read_bytes()
     assert set(hub.repository("me/tuned").state["tags"]) == {"v1"}
+    assert b"## What merging changed" in published["README.md"]
     loaded = run_python("-c", LOAD, cwd=tmp_path, timeout=400, **environment)
     assert loaded.returncode == 0, loaded.stderr
     expected = AutoModelForCausalLM.from_pretrained(merged)

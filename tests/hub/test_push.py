@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants
 from lora_dpo.errors import UserError
 from lora_dpo.hub.client import TIMEOUT
 from lora_dpo.hub.packing import Wishes
-from lora_dpo.hub.push import Manner, push, push_pending, send
+from lora_dpo.hub.push import Manner, push, send
 from lora_dpo.hub.remote import Target
 from lora_dpo.recipe.schema import HubSection
 from tests.hub.conftest import READER, TOKEN
@@ -159,6 +158,10 @@ def test_the_token_may_be_in_a_file(hub: Hub, folder: Path, monkeypatch: pytest.
         ("model", "Did you mean 'YOUR_NAME/model'?"),
         ("me/mo del", "cannot be a repository on the Hub"),
         ("me/a--b", "cannot be a repository on the Hub"),
+        ("me/model-", "cannot be a repository on the Hub"),
+        ("me/model.", "cannot be a repository on the Hub"),
+        ("me/modèle", "cannot be a repository on the Hub"),
+        ("me/" + "m" * 97, "cannot be a repository on the Hub"),
         ("you/model", "me may not publish as you."),
     ],
 )
@@ -182,60 +185,81 @@ def test_offline(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "cannot be reached" in refusal(hub)
 
 
-def test_the_timeout_is_the_users(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(TIMEOUT, "soon")
-    assert f"{TIMEOUT} is 'soon', which is no number of seconds." in refusal(hub)
+@pytest.mark.parametrize("text", ["soon", "inf", "nan", "-1", "0", "1e9"])
+def test_the_timeout_is_the_users(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(TIMEOUT, text)
+    assert f"{TIMEOUT} is '{text}', which is no number of seconds that could be waited." in refusal(hub)
 
 
-def test_what_was_prepared_is_sent_later_as_it_was(hub: Hub, folder: Path, monkeypatch, capsys) -> None:
-    adapter(Path("adapter"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_TOKEN", "")
-    prepare = Manner(prepare=True)
-    push("model", "me/model", Wishes(tag="v1"), prepare)
-    push("adapter", "me/adapter", Wishes(private=False), prepare)
-    push("adapter", "me/adapter", Wishes(private=False, licence="mit"), prepare)  # in place of the one before
-    assert hub.requests == []
-    assert "lora-dpo push --pending" in capsys.readouterr().err
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    push_pending(YES)
+def test_an_address_without_a_scheme_and_a_token_that_is_none(hub: Hub, folder: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_ü")
+    said = refusal(hub)
+    assert "The Hub token holds characters that no token has." in said
+    assert "ü" not in said
+    monkeypatch.setattr(constants, "ENDPOINT", "hub.example.org")
+    assert "HF_ENDPOINT is 'hub.example.org', which is no address." in refusal(hub)
+
+
+def test_the_hub_is_asked_for_the_base(hub: Hub, folder: Path) -> None:
+    from tests.hub.faults import Fault
+
+    adapter(Path("adapter"), "orgg/base")
+    said = refusal(hub, "adapter", "me/adapter")
+    assert "The base model orgg/base is not on the Hub, or this token may not see it." in said
+    assert "Did you mean 'org/base'?" in said
+    assert "Did you mean 'org/base'?" in refusal(hub, "adapter", "me/adapter", base="org/basse")
+    assert "Did you mean" not in refusal(hub, "adapter", "me/adapter", base="nobody/nothing-like-it")
+    for status in (401, 403):  # a gated one is there
+        hub.faults = [Fault("info", status=status, skip=1)]
+        push("adapter", f"me/gated-{status}", Wishes(), YES)
+        assert hub.faults[0].times == 0
+        assert hub.files(f"me/gated-{status}") != {}
+
+
+def test_who_may_see_it_is_not_passed_over(hub: Hub, folder: Path) -> None:
+    push("model", "me/open", Wishes(private=False), YES)
+    push("model", "me/closed", Wishes(private=True), YES)
+    assert "me/open is public already, and --private does not change that." in refusal(
+        hub, "model", "me/open", private=True
+    )
+    assert "me/closed is private already, and --public does not" in refusal(hub, "model", "me/closed", private=False)
+    push("model", "me/open", Wishes(), YES)  # what only the recipe says is for a new one
+    push("model", "me/open", Wishes(private=False), YES)
+
+
+def test_a_card_that_the_hub_does_not_take_makes_no_repository(hub: Hub, folder: Path) -> None:
+    from tests.hub.faults import Fault
+
+    Path("card.md").write_text("---\nlicense: [x\n---\n")
+    assert "The card's metadata cannot be read" in refusal(hub, template="card.md")
+    hub.faults = [Fault("validate", status=400, message="no such thing")]
+    assert "The Hub does not take the card's metadata" in refusal(hub)
+    assert not hub.repository("me/model").exists
+
+
+def edit(repo: str, card: bytes) -> None:
+    """Writes a card as somebody does on the Hub's page."""
+    operations = [CommitOperationAdd("README.md", card)]
+    HfApi(token=TOKEN).create_commit(repo, operations, commit_message="by hand")
+
+
+def test_a_card_that_was_edited_on_the_hub_is_kept(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    push("model", "me/model", Wishes(), YES)
+    edit("me/model", b"---\nlicense: mit\n---\n# Mine\n")
+    said = refusal(hub)
+    assert "The card of me/model was written by somebody on the Hub, and would be lost." in said
+    assert "--template README.md" in said
+    Path("mine.md").write_text("# Mine\n")
+    push("model", "me/model", Wishes(template="mine.md"), YES)
+    assert hub.files("me/model")["README.md"] == b"# Mine\n"
+    edit("me/model", b"# Mine as well\n")
+    push("model", "me/model", Wishes(), Manner(yes=True, overwrite_card=True))
     assert hub.files("me/model") == contents(package(folder))
-    assert hub.files("me/adapter") == contents(package(Path("adapter"), "me/adapter", licence="mit"))
-    assert hub.repository("me/adapter").state["private"] is False
-    assert set(hub.repository("me/model").state["tags"]) == {"v1"}
-    capsys.readouterr()
-    push_pending(YES)
-    assert "No push is pending" in capsys.readouterr().err
-
-
-def test_what_has_changed_since_it_was_prepared_is_refused_and_the_rest_is_sent(hub: Hub, folder: Path, capsys) -> None:
-    adapter(Path("adapter"))
-    push("model", "me/model", Wishes(), Manner(prepare=True))
-    push("adapter", "me/adapter", Wishes(), Manner(prepare=True))
-    model(folder, value=2.0)
-    with pytest.raises(UserError, match="1 of 2 pending pushes failed: me/model"):
-        push_pending(YES)
-    assert "model.safetensors has changed since the push to me/model was prepared" in capsys.readouterr().err
-    assert hub.files("me/model") == {}
-    assert hub.files("me/adapter") != {}
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="1 of 1"):
-        push_pending(YES)
-    assert "is gone since" in capsys.readouterr().err
-    model(folder)
-    push_pending(YES)
-    assert hub.files("me/model") == contents(package(folder))
-
-
-def test_a_pending_push_that_is_damaged(hub: Hub, folder: Path) -> None:
-    from lora_dpo.hub.pending import pending_folder
-
-    push("model", "me/model", Wishes(), Manner(prepare=True))
-    (order,) = pending_folder().glob("*/push.json")
-    order.write_text(json.dumps({"schema_version": 7}))
-    with pytest.raises(UserError, match="its version is 7, not 1"):
-        push_pending(YES)
+    for repo, card in (("me/new", b"---\nlicense: mit\n---\n"), ("me/old", b"# Mine\n")):
+        HfApi(token=TOKEN).create_repo(repo)
+        edit(repo, card)
+    push("model", "me/new", Wishes(), YES)  # metadata alone, as the Hub writes it into a new repository
+    assert "written by somebody" in refusal(hub, "model", "me/old")
 
 
 def test_the_recipes_section_says_where_and_how(hub: Hub, folder: Path) -> None:

@@ -61,3 +61,20 @@ def test_what_only_looks_alike_passes() -> None:
 
 def test_binary_files_are_not_read_as_text() -> None:
     check_nothing_private([File.of("a.bin", b"\0/home/ada/x")], None)
+
+
+def test_values_that_are_files_here_are_found_wherever_they_are(tmp_path: Path, monkeypatch) -> None:
+    place = tmp_path / "with a blank" / "x"
+    place.mkdir(parents=True)
+    monkeypatch.setattr("lora_dpo.hub.secrets._PLACES", ())
+    text = f'{{\n"a": ["{place}"],\n"b": "/nowhere/at/all", "c": "/"}}'
+    assert f"custom.json:2: a path of this machine ({place})" in refusal("custom.json", text)
+    check_nothing_private([File.of("tokenizer.json", text.encode())], None)
+    check_nothing_private([File.of("a.json", b'{"a": "/nowhere/at/all", "b": "/"}')], None)
+
+
+def test_paths_that_the_run_has_used_are_found_in_every_text() -> None:
+    file = File.of("code.py", b"one\nDATA = '/data/p/pairs.csv'\n")
+    check_nothing_private([file], None)
+    with pytest.raises(UserError, match=r"code\.py:2: a path of this machine \(/data/p/pairs\.csv\)"):
+        check_nothing_private([file], None, ["/data/p", "org/base"])

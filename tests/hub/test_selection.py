@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from lora_dpo.errors import UserError
-from lora_dpo.files import write_json
+from lora_dpo.files import write_json, write_text
 from lora_dpo.hub.package import MANIFEST, File
-from lora_dpo.hub.selection import check_complete, select
+from lora_dpo.hub.selection import check_complete, has_tokenizer, select
 from lora_dpo.model.hashes import weights_hash
 from tests.hub.folders import adapter, model
 
@@ -40,7 +41,7 @@ def test_states_caches_and_hidden_files_do_not_travel(tmp_path: Path) -> None:
         "tokenizer.json",
     ]
     assert sorted(left_out) == sorted(
-        [".cache", ".env", "__pycache__", "a.partial", "custom/.git", "global_step3", "latest", *stays[:5]]
+        [".cache", ".env", "README.md", "__pycache__", "a.partial", "custom/.git", "global_step3", "latest", *stays[:5]]
     )
 
 
@@ -98,3 +99,71 @@ def test_pickles_and_broken_configurations(tmp_path: Path) -> None:
     assert "is a pickle" in refusal(folder)
     (folder / "config.json").write_text("{")
     assert "config.json cannot be read" in refusal(folder)
+
+
+def test_data_and_other_models_below_the_folder_do_not_travel(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a")
+    adapter(folder / "checkpoint-5")
+    adapter(folder / "best")
+    stays = ["data/train.jsonl", "step-3/x.json", "checkpoints/y.json", "custom/rows.csv", "rows.parquet"]
+    stays += ["model.safetensors", "model.safetensors.index.json"]
+    travels = ["docs/README.md", "custom/manifest.json", "training/report.json", "custom/code.py"]
+    touch(folder, *stays, *travels)
+    travelling, left_out = select(folder, "adapter")
+    assert sorted(travelling) == sorted(["adapter_config.json", "adapter_model.safetensors", *travels])
+    expected = ["best", "checkpoint-5", "checkpoints", "custom/rows.csv", "data", "rows.parquet", "step-3", *stays[-2:]]
+    assert sorted(left_out) == sorted(expected)
+
+
+def test_shards_of_an_earlier_save_do_not_travel_and_a_second_model_is_refused(tmp_path: Path) -> None:
+    folder = model(tmp_path / "m", shards=2)
+    touch(folder, "model-00003-of-00003.safetensors", "pytorch_model.bin.index.json")
+    travelling, left_out = select(folder, "model")
+    assert left_out == ["model-00003-of-00003.safetensors", "pytorch_model.bin.index.json"]
+    assert "model-00002-of-00002.safetensors" in travelling
+    model(folder)
+    assert "holds two models: model.safetensors, and the files that model.safetensors.index.json" in refusal(folder)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    folder = model(tmp_path / "m")
+
+    def said(name: str) -> str:
+        with pytest.raises(UserError) as refused:
+            select(folder, "model")
+        (folder / name).unlink()
+        return str(refused.value)
+
+    (folder / "gone.txt").symlink_to("nowhere")
+    assert "gone.txt is a link to nothing" in said("gone.txt")
+    (folder / "loop.txt").symlink_to("loop.txt")
+    assert "loop.txt is a link to nothing" in said("loop.txt")
+    (folder / "custom").mkdir()
+    (folder / "custom" / "again").symlink_to(folder / "custom")
+    assert "is a link to a folder that it is in itself" in said("custom/again")
+    os.mkfifo(folder / "pipe")
+    assert "pipe is no regular file" in said("pipe")
+
+
+def test_what_a_manifest_lists_must_be_there(tmp_path: Path) -> None:
+    folder = model(tmp_path / "m")
+    write_json(folder / MANIFEST, {"files": {"README.md": {}, "custom.py": {"sha256": "0" * 64}}})
+    assert f"custom.py is missing, which {MANIFEST} lists" in refusal(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "7", '{"files": []}', "{", '{"files": null}'])
+def test_damaged_documents_are_named(tmp_path: Path, content: str) -> None:
+    folder = model(tmp_path / "m", shards=2)
+    record = {"stage": "merge", "weights_sha256": None}
+    for name in (MANIFEST, "merge_report.json", "config.json", "model.safetensors.index.json"):
+        before = (folder / name).read_bytes() if (folder / name).is_file() else None
+        write_text(folder / name, content)
+        if name != "config.json" or not content.startswith('{"'):
+            said = refusal(folder, record=record if name == "merge_report.json" else None)
+            assert name in said or "vouches for" in said
+        (folder / name).unlink() if before is None else (folder / name).write_bytes(before)
+
+
+def test_tokenizers() -> None:
+    assert has_tokenizer(["config.json", "tokenizer.json"]) is True
+    assert has_tokenizer(["custom/tokenizer.json", "tokenizer_config.json"]) is False
