@@ -87,17 +87,18 @@ class ChatModel:
 
         return Writing(one, self.encoder.tokenizer)
 
-    def answers(self, prompts: Prompts, sampling: Sampling) -> list[Answer]:
+    def answers(self, prompts: Prompts, sampling: Sampling, *, base: bool = False) -> list[Answer]:
         """Returns the answers to several prompts; each depends on its own prompt alone, up to rounding.
 
         Args:
             prompts: Conversations, as token ids.
             sampling: How they are written.
+            base: Whether the base answers.
 
         Raises:
             UserError: A prompt leaves no position for an answer.
         """
-        return self._answers(prompts, sampling, base=False)
+        return self._answers(prompts, sampling, base=base)
 
     def _answers(self, prompts: Prompts, sampling: Sampling, *, base: bool, **watching: Any) -> list[Answer]:
         with self._lock, self._policy(base) as model:
