@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 _ESCAPE_SECONDS = 0.2
 """How long the rest of an arrow key may take to arrive; lines over the network are slow."""
+_INTERRUPT_SECONDS = 0.2
 _NAMED = {
     "\x1b[D": "left", "\x1bOD": "left", "\x1b[C": "right", "\x1bOC": "right", "\x04": "end", "": "end",
     "\r": "enter", "\n": "enter",
@@ -48,6 +49,9 @@ def read_key() -> str:
         text for other keys.
     """
     descriptor = sys.stdin.fileno()
+    # A Ctrl-C that another thread has taken would not wake a read that waits for ever.
+    while not select.select([descriptor], [], [], _INTERRUPT_SECONDS)[0]:
+        pass
     typed = os.read(descriptor, 1)
     if typed == b"\x1b":
         while len(typed) < 3 and select.select([descriptor], [], [], _ESCAPE_SECONDS)[0]:

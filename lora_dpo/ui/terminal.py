@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
+from io import TextIOWrapper
 
 import click
 
@@ -55,6 +57,8 @@ class CollectTerminal:
 
     def run(self) -> None:
         """Shows and asks, until nothing is left or the person leaves."""
+        if isinstance(sys.stdout, TextIOWrapper):  # answers hold what not every terminal's encoding does
+            sys.stdout.reconfigure(errors="replace")
         self._help()
         while (showing := self._next()) is not None:
             if not self._vote_on(showing):
@@ -101,7 +105,7 @@ class CollectTerminal:
 
     def _show(self, showing: Showing) -> None:
         progress = self._desk.progress(self._annotator)
-        out.rule(style="dim")
+        out.rule(characters="-", style="dim")
         out.print(question_panel(showing.draft.turns, f"Question {progress.done + 1} of {progress.total}"))
         answers = [cut_text(side.text, side.ended) for side in (showing.left, showing.right)]
         out.print(answers_panel(("left", "right"), answers, out.width))
