@@ -13,6 +13,7 @@ from lora_dpo.model.record import read_record
 from lora_dpo.recipe.loading import load_recipe
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import PRECISIONS, Recipe
+from lora_dpo.recipe.sessions import session_overrides
 from lora_dpo.recipe.stages import stage_recipe
 
 Step = Literal["sft", "dpo", "merge", "push"]
@@ -32,6 +33,9 @@ def run(request: Request, through: Step | None = None) -> int:
         UserError: A stage cannot be carried out as it stands, or the recipe has no such stage.
     """
     recipe = load_recipe(request.recipe, request.overrides)
+    if words := session_overrides(recipe):  # which another finished stage would change
+        request = replace(request, overrides=(*request.overrides, *words))
+        recipe = load_recipe(request.recipe, request.overrides)
     steps = _steps(recipe, through)
     if "push" in steps and not request.dry_run:
         _check_may_push(recipe)
