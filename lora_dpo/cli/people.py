@@ -10,15 +10,20 @@ import typer
 from lora_dpo.cli.app import examples, verbs
 from lora_dpo.cli.options import (
     BaseModel,
+    Host,
     MaxNewTokens,
     ModelOverrides,
+    Password,
+    Port,
     RepetitionPenalty,
     System,
     Temperature,
     TopK,
     TopP,
+    Web,
 )
 from lora_dpo.credentials import load_token
+from lora_dpo.ui.web import check_installed as check_web
 
 verb = verbs("People")
 
@@ -32,6 +37,7 @@ Annotator = Annotated[
         "lora-dpo collect --model runs/quickstart -o prefs.jsonl",
         "lora-dpo collect questions.txt --model google/gemma-2-9b-it --temperature 1 -o prefs.jsonl",
         "lora-dpo collect questions.csv --model base --other-adapter runs/mine -o prefs.jsonl",
+        "lora-dpo collect --model runs/quickstart --web",
         "lora-dpo collect -o prefs.jsonl --summary",
     )
 )
@@ -75,6 +81,10 @@ def collect(
         bool, typer.Option("--summary", help="Only show what FILE holds: counts, agreement, doubtful votes.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    web: Web = False,
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    password: Password = None,
 ) -> None:
     """Collect preferences: two answers a question, side by side, and a person says which is better.
 
@@ -93,33 +103,40 @@ def collect(
         from lora_dpo.errors import UserError
 
         raise UserError("It is not said which model writes the answers.", fix="Name it: --model MODEL_OR_RUN.")
+    if web:
+        check_web()
     load_token()
     from lora_dpo.inference.sampling import Sampling
     from lora_dpo.ui.collect import Request
     from lora_dpo.ui.collect import collect as vote
 
-    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
-    vote(
-        Request(
-            questions,
-            model,
-            store,
-            sampling,
-            adapter,
-            other_model,
-            other_adapter,
-            overrides or (),
-            system,
-            annotator,
-            votes,
-        )
+    request = Request(
+        questions=questions,
+        model=model,
+        output=store,
+        sampling=Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed),
+        adapter=adapter,
+        other_model=other_model,
+        other_adapter=other_adapter,
+        overrides=overrides or (),
+        system=system,
+        annotator=annotator,
+        votes=votes,
     )
+    if web:
+        from lora_dpo.ui.web.serve import Address
+        from lora_dpo.ui.web.sites import serve_collect
+
+        serve_collect(request, Address(host, port, password))
+    else:
+        vote(request)
 
 
 @verb(
     epilog=examples(
         "lora-dpo compare runs/quickstart",
         "lora-dpo compare runs/quickstart --questions my_questions.txt --temperature 0.7",
+        "lora-dpo compare runs/quickstart --web",
         "lora-dpo compare merged --base google/gemma-2-9b-it --questions 20 --json > answers.json",
     )
 )

@@ -77,7 +77,10 @@ def collect(request: Request) -> None:
             CollectTerminal(desk, annotator).run()
         except KeyboardInterrupt:
             out.print()
-    _print_end(desk, annotator)
+    print_end(desk)
+    progress = desk.progress(annotator)
+    if not progress.is_complete:
+        out.print(f"{progress.total - progress.done} questions are left; the same command goes on.", style="dim")
 
 
 def make_desk(request: Request) -> Desk:
@@ -142,11 +145,10 @@ def _print_counts(votes: Sequence[Line], path: Path) -> None:
     out.print(table)
 
 
-def _print_end(desk: Desk, annotator: str) -> None:
-    progress, path = desk.progress(annotator), desk.store.path
+def print_end(desk: Desk) -> None:
+    """Prints what was collected, and what to do with it."""
+    path = desk.store.path
     _print_counts(desk.store.votes(), path)
-    if not progress.is_complete:
-        out.print(f"{progress.total - progress.done} questions are left; the same command goes on.", style="dim")
     out.print(f"Train on them: lora-dpo dpo RECIPE data.path={path} adapter.init_from=auto", style="dim", markup=False)
 
 

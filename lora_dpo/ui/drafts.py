@@ -73,7 +73,7 @@ class Draft:
             ticket: The name of this showing, which is random.
         """
         one, other = self.answers
-        return (one, other) if int(digest([ticket, self.id]), 16) % 2 else (other, one)
+        return (one, other) if first_is_left(ticket) else (other, one)
 
 
 class DraftFile:
@@ -116,6 +116,15 @@ class DraftFile:
                 ) from None
             self._drafts[draft.id] = draft
         self._taken += len(lines)
+
+
+def first_is_left(ticket: str) -> bool:
+    """Returns whether a showing has the first side on the left.
+
+    Args:
+        ticket: The name of the showing, random hex digits.
+    """
+    return int(ticket, 16) % 2 == 0
 
 
 def question_id(turns: Sequence[Message]) -> str:
