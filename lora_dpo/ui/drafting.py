@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from lora_dpo.errors import UserError
 from lora_dpo.ui.drafts import Answered, Draft, likeness, question_id, too_alike
 from lora_dpo.ui.questions import Turns
-from lora_dpo.ui.sides import Side, made_by, read_to_end, seed_for
+from lora_dpo.ui.sides import Side, made_by, seed_for
 
 ATTEMPTS = 4
 """How often two answers are drawn, where they are too alike."""
@@ -51,12 +51,10 @@ class Drafter:
         best: tuple[float, Draft] | None = None
         attempts = ATTEMPTS if any(side.sampling.temperature > 0 for side in self.sides) else 1
         for attempt in range(attempts):
-            for number, side in enumerate(self.sides):
-                if attempt > 0 and number == 0 and self.sides[1].sampling.temperature > 0:
-                    continue  # one other answer is enough
-                if (answered := self._write(side, turns, number, attempt)) is None:
-                    return None
-                kept[number : number + 1] = [answered]
+            written = self._both(turns) if attempt == 0 else self._other(turns, kept, attempt)
+            if written is None:
+                return None
+            kept = written
             draft = Draft(turns, (kept[0], kept[1]), self.made_by)
             alike = likeness(kept[0].text, kept[1].text)
             if not too_alike(kept[0].text, kept[1].text):
@@ -67,10 +65,21 @@ class Drafter:
             raise UserError(f"Both answers are the same, however often they are drawn (tried: {attempts}).")
         return best[1]
 
-    def _write(self, side: Side, turns: Turns, number: int, attempt: int) -> Answered | None:
+    def _both(self, turns: Turns) -> list[Answered] | None:
+        one, other = self.sides
+        seeds = [seed_for(self._seed, question_id(turns), number, 0) for number in (0, 1)]
+        if one == other:  # one pass through the weights a token writes both
+            return one.answers(turns, seeds, self._stop)
+        found = [side.answers(turns, [seed], self._stop) for side, seed in zip(self.sides, seeds, strict=True)]
+        return None if None in found else [answers[0] for answers in found if answers is not None]
+
+    def _other(self, turns: Turns, kept: Sequence[Answered], attempt: int) -> list[Answered] | None:
+        """Draws the second answer again; where that is always the same, the first."""
+        number = 1 if self.sides[1].sampling.temperature > 0 else 0
         seed = seed_for(self._seed, question_id(turns), number, attempt)
-        writing = side.begin(turns, seed)
-        return side.answered(writing, seed) if read_to_end(writing, self._stop.is_set) else None
+        if (written := self.sides[number].answers(turns, [seed], self._stop)) is None:
+            return None
+        return [kept[0], written[0]] if number == 1 else [written[0], kept[1]]
 
 
 class Ahead:

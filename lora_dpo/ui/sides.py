@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from lora_dpo.inference.chat_model import ChatModel
 from lora_dpo.inference.conversation import Conversation
 from lora_dpo.inference.sampling import Sampling
 from lora_dpo.inference.streaming import Writing
+from lora_dpo.model.answering import Answer
 from lora_dpo.model.base import resolve
 from lora_dpo.model.hashes import weights_hash
 from lora_dpo.ui.drafts import Answered, digest
@@ -72,13 +74,9 @@ class Side:
         Raises:
             UserError: The conversation is too long.
         """
-        *before, question = turns
-        system = before[0]["content"] if before and before[0]["role"] == "system" else ""
-        earlier = [turn for turn in before if turn["role"] != "system"]
-        conversation = Conversation(self.model.encoder, self.model.positions, system, earlier)
-        asked = conversation.ask(question["content"], self.sampling.max_new_tokens)
+        prompt = self._prompt(turns)
         sampling = dataclasses.replace(self.sampling, seed=seed)
-        return self.model.write(asked.prompt_ids, sampling, base=self.base)
+        return self.model.write(prompt, sampling, base=self.base)
 
     def answered(self, writing: Writing, seed: int) -> Answered:
         """Returns an answer whose writing has ended, with what wrote it.
@@ -87,10 +85,36 @@ class Side:
             writing: The writing.
             seed: What it was begun with.
         """
-        answer = writing.answer
-        assert answer is not None  # the iteration has ended
+        assert writing.answer is not None  # the iteration has ended
+        return self._kept(writing.answer, seed)
+
+    def answers(self, turns: Sequence[Message], seeds: Sequence[int], stop: threading.Event) -> list[Answered] | None:
+        """Returns several answers to one question, written together; None where it was stopped.
+
+        Args:
+            turns: The conversation up to them.
+            seeds: Of each draw.
+            stop: Is set where they are no longer wanted.
+
+        Raises:
+            UserError: The conversation is too long.
+        """
+        prompts = [self._prompt(turns)] * len(seeds)
+        found = self.model.answers(prompts, self.sampling, base=self.base, seeds=seeds, stop=stop)
+        if stop.is_set():
+            return None
+        return [self._kept(answer, seed) for answer, seed in zip(found, seeds, strict=True)]
+
+    def _kept(self, answer: Answer, seed: int) -> Answered:
         drawn = seed if self.sampling.temperature > 0 else None
         return Answered(answer["text"], len(answer["ids"]), answer["ended"], drawn, self.author())
+
+    def _prompt(self, turns: Sequence[Message]) -> list[int]:
+        *before, question = turns
+        system = before[0]["content"] if before and before[0]["role"] == "system" else ""
+        earlier = [turn for turn in before if turn["role"] != "system"]
+        conversation = Conversation(self.model.encoder, self.model.positions, system, earlier)
+        return conversation.ask(question["content"], self.sampling.max_new_tokens).prompt_ids
 
 
 def made_by(sides: Sequence[Side]) -> str:
@@ -123,19 +147,6 @@ def seed_for(seed: int, question: str, side: int, attempt: int) -> int:
     """
     text = f"{seed}:{question}:{side}:{attempt}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-
-
-def read_to_end(writing: Writing, stop: Callable[[], bool]) -> bool:
-    """Waits until an answer is written, or it is no longer wanted.
-
-    Returns:
-        Whether it came to its end.
-    """
-    with writing:
-        for _ in writing:
-            if stop():
-                return False
-    return True
 
 
 def _short(value: str | None) -> str | None:

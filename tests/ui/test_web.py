@@ -264,7 +264,7 @@ def test_chat_answers_as_the_terminal_does_with_the_adapter_on_and_off(chatting:
     drawn = {"temperature": 1, "seed": 3.0, "max_new_tokens": 4}
     assert chat(chatting, "Do bats see?", sampling=drawn) == chat(chatting, "Do bats see?", sampling=drawn)
     assert chat(chatting, "Do bats see?", "No.", "Why?")[-1]["tokens"] > 0
-    long = "Why is the sky blue over the sea? " * 9
+    long = "Why is the sky blue over the sea? " * 14
     assert chat(chatting, long, "No.", long, "No.", long)[0]["forgotten"] >= 1
 
 

@@ -35,7 +35,7 @@ def begin(page, name: str = "ann") -> None:
 
 def wait_for_question(page, number: int, total: int) -> None:
     page.get_by_text(f"Question {number} of {total}", exact=True).wait_for()
-    page.wait_for_function("document.querySelector('#choose-left:not(:disabled)') !== null")
+    page.locator("#choose-left:not(:disabled)").wait_for()
 
 
 def fits(page) -> bool:
@@ -189,7 +189,7 @@ def test_chatting(work: Path, tuned: ChatModel, visitor) -> None:
         page.fill("#temperature", "2")
         page.fill("#question", HOSTILE.replace("\x00", ""))
         page.keyboard.press("Enter")
-        page.wait_for_function("document.querySelectorAll('.turn.assistant .text')[1]?.textContent.length > 20")
+        page.locator(".turn.assistant .text").nth(1).filter(has_text=re.compile(".{20}", re.S)).wait_for()
         page.keyboard.press("Escape")
         page.get_by_text("stopped", exact=True).wait_for()
         assert page.locator("main script, main img").count() == 0

@@ -36,7 +36,7 @@ function offline(text) {
 }
 
 async function refusal(response) {
-  if (response.status === 401) {
+  if (response.status === 401 && document.body.dataset.page !== "login") {
     location.reload(); // the password is asked for again; what was not sent is kept
     await pause(10000);
   }
