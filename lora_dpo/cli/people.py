@@ -23,7 +23,7 @@ from lora_dpo.cli.options import (
     Web,
 )
 from lora_dpo.credentials import load_token
-from lora_dpo.ui.web import check_installed as check_web
+from lora_dpo.ui.web import check_web
 
 verb = verbs("People")
 
@@ -104,7 +104,7 @@ def collect(
 
         raise UserError("It is not said which model writes the answers.", fix="Name it: --model MODEL_OR_RUN.")
     if web:
-        check_web()
+        check_web(json=as_json)
     load_token()
     from lora_dpo.inference.sampling import Sampling
     from lora_dpo.ui.collect import Request

@@ -376,4 +376,6 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         UserError, match=r"--web needs starlette and uvicorn, which are not installed\.\n.*lora-dpo\[ui\]"
     ):
-        web.check_installed()
+        web.check_web()
+    with pytest.raises(UserError, match="--web serves a page, where --prompt has no meaning"):
+        web.check_web(json=False, prompt="Hi?")
