@@ -69,7 +69,8 @@ function card(which, key) {
   const text = answer.text + (answer.ended ? "" : " ... (cut)");
   return make("section", { class: "card", id: which, "aria-label": `the ${which} answer` },
     make("div", { class: "text", tabindex: "0" }, text || "(an empty answer)"),
-    button(`The ${which} one is better`, key, () => side(which), { class: "main", id: `choose-${which}` }));
+    button("This one is better", key, () => side(which),
+      { class: "main", id: `choose-${which}`, "aria-label": `The ${which} one is better` }));
 }
 
 async function vote(choice, edited = null) {
@@ -102,7 +103,7 @@ function edit() {
   if (editing) return leaveEdit();
   editing = "which";
   say("Which one is better, and is to be edited? Left (←) or right (→); Escape: neither.");
-  for (const which of ["left", "right"]) $(`choose-${which}`).firstChild.data = `Edit the ${which} one`;
+  for (const which of ["left", "right"]) $(`choose-${which}`).firstChild.data = "Edit this one";
 }
 
 function openEditor(which) {
