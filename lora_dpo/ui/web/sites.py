@@ -11,6 +11,7 @@ from lora_dpo.inference.found import Found
 from lora_dpo.inference.sampling import Sampling
 from lora_dpo.ui import collect, compare
 from lora_dpo.ui.ballot import CompareBallot
+from lora_dpo.ui.store import Store
 from lora_dpo.ui.web.app import Site
 from lora_dpo.ui.web.chatting import chat_site
 from lora_dpo.ui.web.collecting import collect_site
@@ -43,6 +44,7 @@ def serve_compare(request: compare.Request, output: Path, annotator: str | None,
 
     @contextmanager
     def make() -> Iterator[Site]:
+        Store(output)  # before the model is loaded
         questions = compare.questions_of(request)
         ballot = CompareBallot(compare.both_models(request), request.sampling, output)
         yield compare_site(ballot, questions, request.system, annotator)
