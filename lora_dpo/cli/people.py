@@ -104,7 +104,7 @@ def collect(
 
         raise UserError("It is not said which model writes the answers.", fix="Name it: --model MODEL_OR_RUN.")
     if web:
-        check_web(json=as_json)
+        check_web()
     load_token()
     from lora_dpo.inference.sampling import Sampling
     from lora_dpo.ui.collect import Request
@@ -160,12 +160,29 @@ def compare(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print questions, answers and their lengths as JSON.")
     ] = False,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help="With --web: JSONL file that votes are added to.")
+    ] = "prefs.jsonl",
+    annotator: Annotator = None,
+    web: Web = False,
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    password: Password = None,
 ) -> None:
-    """Show the answers of base and tuned model side by side."""
+    """Show the answers of base and tuned model side by side; with --web, blind, streamed, and with a vote."""
+    if web:
+        check_web(json=as_json)
     load_token()
     from lora_dpo.inference.sampling import Sampling
     from lora_dpo.ui.compare import Request
     from lora_dpo.ui.compare import compare as show
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
-    show(Request(run, sampling, questions, base, overrides or (), system), as_json=as_json)
+    request = Request(run, sampling, questions, base, overrides or (), system)
+    if web:
+        from lora_dpo.ui.web.serve import Address
+        from lora_dpo.ui.web.sites import serve_compare
+
+        serve_compare(request, Path(output).expanduser(), annotator, Address(host, port, password))
+    else:
+        show(request, as_json=as_json)

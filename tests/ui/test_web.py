@@ -348,6 +348,8 @@ def test_ctrl_c_ends_a_server_in_order_and_its_port_may_be_taken(work: Path) -> 
     (work / "q.txt").write_text("Do bats see?\n")
     server = Server(work, "collect", "q.txt", "--model", "base", "--max-new-tokens", "6", "--temperature", "1")
     assert server.process is not None
+    both = lora_dpo("compare", "runs/small", "--web", "--json", cwd=work, timeout=300)
+    assert (both.returncode, "--json has no meaning" in both.stderr) == (2, True)
     taken = lora_dpo("chat", "base", "--web", "--port", str(server.port), cwd=work, timeout=300)
     assert taken.returncode == 2
     assert "The page cannot be served at 127.0.0.1, port" in taken.stderr
@@ -355,6 +357,23 @@ def test_ctrl_c_ends_a_server_in_order_and_its_port_may_be_taken(work: Path) -> 
     rest, _ = server.process.communicate(timeout=300)
     assert server.process.returncode == 0
     assert "Train on them: lora-dpo dpo RECIPE data.path=prefs.jsonl adapter.init_from=auto" in rest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("compare", "runs/small", "-o", "p.jsonl"), ("chat", "runs/small")])
+def test_compare_and_chat_are_served(work: Path, words: tuple[str, ...]) -> None:
+    server = Server(work, *words, "--max-new-tokens", "6")
+    try:
+        client = Client(server.port)
+        about = json.loads(client.raw("GET", "/api/about")[2])
+        assert about["page"] == words[0]
+        if words[0] == "compare":
+            assert vote(client, client.events("/api/compare", prompt="Do bats see?")[-1])["status"] == 200
+            assert Store(work / "p.jsonl").votes()[0]["prompt"] == "Do bats see?"
+        else:
+            assert chat(client, "Do bats see?")[-1]["tokens"] <= 6
+    finally:
+        server.kill()
 
 
 @pytest.mark.parametrize(
