@@ -19,7 +19,7 @@ setup(
     packages=[*find_packages(include=["lora_dpo", "lora_dpo.*"]), *FOLDERS],
     package_dir=FOLDERS,
     package_data={
-        "": ["py.typed", "*.csv", "*.j2", "*.jinja", "*.html", "*.txt"],
+        "": ["py.typed", "*.csv", "*.j2", "*.jinja", "*.html", "*.txt", "*.css", "*.js"],
         **dict.fromkeys(FOLDERS, ["**/*"]),
     },
 )

@@ -51,3 +51,14 @@ set_up() {
         "$python" -E -s "$root/launch/install.py" --extras "$1" || exit $?
     } 9<"$root"
 }
+
+# Installs Debian's chromium for the tests in a browser, if there is none; they are skipped where that cannot be.
+set_up_chromium() {
+    [[ -z "${LORA_DPO_CHROMIUM:-}" ]] && ! command -v chromium >/dev/null || return 0
+    local -a as_root=() packages=(chromium fonts-dejavu-core)
+    ((EUID == 0)) || as_root=(sudo)
+    echo "Installing ${packages[*]} by apt-get for the tests in a browser: 0.4 GB." >&2
+    "${as_root[@]}" apt-get update >&2 || true # an old list may still do
+    "${as_root[@]}" apt-get install -y --no-install-recommends "${packages[@]}" >&2 ||
+        echo "CHROMIUM COULD NOT BE INSTALLED: the tests in a browser are skipped. Install it, or name it in LORA_DPO_CHROMIUM." >&2
+}

@@ -4,13 +4,14 @@ set -euo pipefail
 
 if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then
     cat <<'HELP'
-Usage: launch/test.sh [--slurm] [ARGS]
+Usage: launch/test.sh [--slurm] [--browser] [ARGS]
 
 Sets everything up in .venv, then runs `pytest ARGS` there:
   launch/test.sh                        every test; those with several processes take long
   launch/test.sh -m "not slow"          the quick ones
   launch/test.sh tests/data -k split    some
   launch/test.sh --slurm                every test, and those on a real Slurm; says first what it installs for them
+  launch/test.sh --browser              every test, those in a browser too: installs Debian's chromium (0.4 GB)
   .venv/bin/python -m pytest --help     pytest's own options, once it is set up
 HELP
     exit 0
@@ -29,14 +30,18 @@ ask_for_slurm() {
 
 # shellcheck source=launch/_setup.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/_setup.sh"
+extras=deepspeed,quantization,eval,ui,dev
 arguments=()
 for argument in "$@"; do
-    if [[ "$argument" == --slurm ]]; then
-        ask_for_slurm
-    else
-        arguments+=("$argument")
-    fi
+    case "$argument" in
+        --slurm) ask_for_slurm ;;
+        --browser)
+            set_up_chromium
+            extras+=,browser
+            ;;
+        *) arguments+=("$argument") ;;
+    esac
 done
-set_up deepspeed,quantization,eval,dev
+set_up "$extras"
 cd -- "$root"
 exec "$venv/bin/python" -m pytest "${arguments[@]}"

@@ -11,6 +11,7 @@ from lora_dpo.console import err, note
 from lora_dpo.recipe.loading import load_recipe
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
+from lora_dpo.recipe.sessions import session_overrides
 
 
 def run(request: Request, through: Step | None = None) -> int:
@@ -27,6 +28,9 @@ def run(request: Request, through: Step | None = None) -> int:
         UserError: A stage cannot be carried out as it stands, or the recipe has no such stage.
     """
     recipe = load_recipe(request.recipe, request.overrides)
+    if words := session_overrides(recipe):  # which another finished stage would change
+        request = replace(request, overrides=(*request.overrides, *words))
+        recipe = load_recipe(request.recipe, request.overrides)
     steps = steps_of(recipe, through)
     if "push" in steps:
         check_may_push(recipe)

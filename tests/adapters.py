@@ -14,6 +14,7 @@ from lora_dpo.model.base import load_model, load_tokenizer
 from lora_dpo.model.hashes import weights_hash
 from lora_dpo.model.lineage import identify
 from lora_dpo.model.record import write_record
+from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import AdapterSection, ModelSection
 from tests.small import small_recipe
 
@@ -58,6 +59,17 @@ def record(base: Path, adapter: Path, **changes: Any) -> None:
         "recipe": small_recipe(base, Path("runs")).model_dump(mode="json"),
     }
     write_record(adapter, said | changes)
+
+
+def finished_run(base: Path, folder: Path) -> RunFolder:
+    """Makes the run `small` with an adapter that changes its base's answers, as if it had gone through."""
+    recipe = small_recipe(base, folder)
+    run = RunFolder.of(recipe)
+    run.create(recipe, overwrite=False).release()
+    record(base, save_adapter(base, run.adapter, std=0.5))
+    load_tokenizer(ModelSection(name=str(base))).save_pretrained(run.adapter)
+    run.report_json.write_text("{}")
+    return run
 
 
 def spoil(file: Path) -> None:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import re
-import select
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.adapters import record, save_adapter
 from tests.process import ROOT, lora_dpo
+from tests.terminal import terminal
 
 GREEDY = ("--temperature", "0", "--max-new-tokens", "8")
 QUESTION = "Do bats see?"
-_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
 @pytest.fixture(scope="session")
@@ -38,61 +33,9 @@ def piped(text: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=cwd, env=env, input=text, capture_output=True, text=True, timeout=300)
 
 
-class Screen:
-    """A process on a terminal of 80 x 24."""
-
-    def __init__(self, process: subprocess.Popen[bytes], controller: int) -> None:
-        self.process = process
-        self.raw = self.shown = ""
-        self._controller = controller
-
-    def type(self, keys: str) -> None:
-        os.write(self._controller, keys.encode())
-
-    def wait_for(self, text: str, *, since: int = 0) -> int:
-        """Reads until a text is shown; returns the place after it."""
-        while (place := self.shown.find(text, since)) < 0:
-            ready, _, _ = select.select([self._controller], [], [], 120)
-            try:
-                new = os.read(self._controller, 4096) if ready else b""
-            except OSError:  # the process has closed the terminal
-                new = b""
-            assert new, f"{text!r} did not come:\n{self.shown}"
-            self.raw += new.decode(errors="replace")
-            self.shown = _ESCAPE.sub("", self.raw).replace("\r\n", "\n")
-        return place + len(text)
-
-
-@contextmanager
-def terminal(cwd: Path, *words: str, **environment: str) -> Iterator[Screen]:
-    """Starts `lora-dpo chat` in a terminal of its own."""
-    controller, own = pty.openpty()
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "TERM": "xterm-256color",
-        "COLUMNS": "80",
-        "LINES": "24",
-        **environment,
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lora_dpo", "chat", *words],
-        cwd=cwd, env=env, stdin=own, stdout=own, stderr=own, start_new_session=True,
-        preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # makes it the session's terminal: Ctrl-C
-    )  # fmt: skip
-    os.close(own)
-    try:
-        yield Screen(process, controller)
-    finally:
-        process.kill()
-        process.wait()
-        os.close(controller)
-
-
 @pytest.mark.slow
 def test_a_conversation_in_a_terminal(_talk: Path) -> None:
-    with terminal(_talk, "adapter", *GREEDY) as screen:
+    with terminal(_talk, "chat", "adapter", *GREEDY) as screen:
         place = screen.wait_for("/help shows the commands.")
         place = screen.wait_for("\n> ", since=place)
         screen.type(f"{QUESTION}\n")
@@ -119,7 +62,7 @@ def test_a_conversation_in_a_terminal(_talk: Path) -> None:
 
 @pytest.mark.slow
 def test_an_interrupt_at_the_prompt_leaves_and_without_colour_there_is_none(_talk: Path) -> None:
-    with terminal(_talk, "adapter", NO_COLOR="1", TERM="dumb") as screen:
+    with terminal(_talk, "chat", "adapter", NO_COLOR="1", TERM="dumb") as screen:
         screen.wait_for("\n> ")
         assert "\x1b" not in screen.raw.partition("/help")[2]
         screen.type("\x03")

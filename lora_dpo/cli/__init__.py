@@ -6,7 +6,7 @@ import sys
 
 # isort: off
 # Importing a module adds its verbs; `lora-dpo --help` shows the groups in this order.
-from lora_dpo.cli import training, cluster, measuring, inference, publishing  # noqa: F401
+from lora_dpo.cli import training, cluster, measuring, inference, people, publishing  # noqa: F401
 
 # isort: on
 from lora_dpo.cli.app import app

@@ -10,15 +10,20 @@ import typer
 from lora_dpo.cli.app import examples, verbs
 from lora_dpo.cli.options import (
     BaseModel,
+    Host,
     MaxNewTokens,
     ModelOverrides,
+    Password,
+    Port,
     RepetitionPenalty,
     System,
     Temperature,
     TopK,
     TopP,
+    Web,
 )
 from lora_dpo.credentials import load_token
+from lora_dpo.ui.web import check_web
 
 verb = verbs("Talk")
 
@@ -29,6 +34,7 @@ verb = verbs("Talk")
         'lora-dpo chat merged --system "Answer in one sentence." --temperature 0',
         'lora-dpo chat me/my-adapter --prompt "Do bats see?"',
         "lora-dpo chat runs/quickstart --json < question.txt",
+        "lora-dpo chat runs/quickstart --web --port 8000",
     )
 )
 def chat(
@@ -49,11 +55,17 @@ def chat(
     repetition_penalty: RepetitionPenalty = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes drawn answers repeatable.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the one answer as JSON.")] = False,
+    web: Web = False,
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    password: Password = None,
 ) -> None:
     """Talk to a run, an adapter or a model, and compare it with its base.
 
     In the terminal, /help shows the commands. With --prompt, or with text on stdin, the answer alone is printed.
     """
+    if web:
+        check_web(prompt=prompt, json=as_json)
     load_token()
     from lora_dpo.inference.chat import chat as talk
     from lora_dpo.inference.found import find_model
@@ -61,7 +73,13 @@ def chat(
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
     found = find_model(model, base=base, overrides=overrides or ())
-    talk(found, sampling, prompt=prompt, system=system, as_json=as_json)
+    if web:
+        from lora_dpo.ui.web.serve import Address
+        from lora_dpo.ui.web.sites import serve_chat
+
+        serve_chat(found, sampling, system, Address(host, port, password))
+    else:
+        talk(found, sampling, prompt=prompt, system=system, as_json=as_json)
 
 
 @verb(

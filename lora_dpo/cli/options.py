@@ -25,6 +25,17 @@ Temperature = Annotated[float, typer.Option(help="How freely tokens are drawn; 0
 TopP = Annotated[float, typer.Option(help="Draw from the most likely tokens with this probability together; 1: off.")]
 TopK = Annotated[int, typer.Option(help="Draw from this many of the most likely tokens; 0: off.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Makes tokens that are there already less likely; 1: off.")]
+Web = Annotated[bool, typer.Option("--web", help="Serve it as a page in a browser instead.")]
+Host = Annotated[str, typer.Option(metavar="ADDRESS", help="With --web: where to listen; others can reach 0.0.0.0.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="With --web: the port; 0 takes a free one.")]
+Password = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        envvar="LORA_DPO_PASSWORD",
+        help="With --web: what the page asks for. In the variable others cannot see it among the processes.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the command, but do not run it.")]
 Private = Annotated[
     bool | None, typer.Option("--private/--public", help="Who sees a new repository; private if not said.")

@@ -49,7 +49,7 @@ def load_examples(recipe: Recipe) -> LoadedExamples:
         for where, rows in streams(source, recipe.data.on_bad_row, report, key="sft.path"):
             known, rows = format_of(counted(rows, f"Reading {where}"), _finder(recipe.sft), report, where)
             formats[known.name] = known
-            examples += _convert(rows, known, recipe.data.on_bad_row, report, number)
+            examples += _convert(known.standing(rows), known, recipe.data.on_bad_row, report, number)
         if not examples:
             raise _no_answers(source, report, formats)
         loaded.by_source.append(examples)

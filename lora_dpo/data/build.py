@@ -12,6 +12,7 @@ from lora_dpo.console import tracked
 from lora_dpo.data.chat import TokenisedExample, TokenisedPair, TurnEncoder, check_turns
 from lora_dpo.data.example import Example
 from lora_dpo.data.groups import merge_groups
+from lora_dpo.data.kept_sides import kept_sides
 from lora_dpo.data.length import fit_length
 from lora_dpo.data.lint import lint
 from lora_dpo.data.manifest import Unit, split_manifest, write_manifest, write_pairs, write_questions
@@ -209,7 +210,8 @@ def divide_pairs(recipe: Recipe, *, trains: bool = True) -> Divided:
     if not trains and not clean:
         raise _nothing_usable(sources, dropped)
     divided = by_source(clean, len(sources))
-    splits = split_by_group(divided, sources, recipe.data.split, recipe.data.limit, trains=trains)
+    kept = kept_sides(recipe.data.split.like, clean)
+    splits = split_by_group(divided, sources, recipe.data.split, recipe.data.limit, trains=trains, kept=kept)
     report = loaded.report
     unread = Counter(bad_row=report.bad_rows, no_preference=report.rows_without_pair)
     return Divided(loaded, merged, splits, Counter(dropped) + splits.dropped + unread)

@@ -40,7 +40,12 @@ class PromptRow:
     @property
     def shown(self) -> str | list[Message]:
         """The prompt as files have it: a text where it is one turn, else messages."""
-        return self.turns[0]["content"] if len(self.turns) == 1 else list(self.turns)
+        return shown_prompt(self.turns)
+
+
+def shown_prompt(turns: Sequence[Message]) -> str | list[Message]:
+    """Returns a prompt as files have it: a text where it is one turn, else messages."""
+    return turns[0]["content"] if len(turns) == 1 else list(turns)
 
 
 def read_prompts(path: str, *, key: str, system: str = "") -> list[PromptRow]:

@@ -78,7 +78,7 @@ def _load_source(
     for where, rows in streams(source, data.on_bad_row, report, key="data.path"):
         known, rows = format_of(counted(rows, f"Reading {where}"), pair_format(data), report, where)
         formats[known.name] = known
-        for made, question in convert_rows(rows, known, data, report, number):
+        for made, question in convert_rows(known.standing(rows), known, data, report, number):
             pairs += made
             questions += [] if question is None else [question]
     return pairs, questions, list(formats.values())

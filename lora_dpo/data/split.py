@@ -45,6 +45,7 @@ def split_by_group(
     *,
     held_out: Mapping[str, SplitName] | None = None,
     trains: bool = True,
+    kept: Mapping[str, SplitName] | None = None,
 ) -> Splits[T]:
     """Divides pairs, or examples, so that every group is on exactly one side.
 
@@ -62,6 +63,7 @@ def split_by_group(
         limit: About how many pairs to keep in all, by whole groups; None keeps all.
         held_out: Groups that something else holds out already, and on which side.
         trains: Whether there is to be a train split, whatever the sources are for.
+        kept: Groups that an earlier run had, and on which side: of those that are divided, they stay there.
 
     Raises:
         UserError: The train split, a split that is asked for, or a fold would be empty.
@@ -70,19 +72,19 @@ def split_by_group(
     limited = _limited(pairs_by_source, uses, split.seed, limit)
     known = {pair.group for pairs in limited for pair in pairs}
     held = {group: side for group, side in (held_out or {}).items() if group in known}
-    wanted = _wanted_sides(limited, uses, split, held)
+    wanted = _wanted_sides(limited, uses, split, held, kept or {})
     final = _final_sides([*wanted, held])
     result: dict[SplitName, list[T]] = {name: [] for name in SPLITS}
-    kept = 0
+    used = 0
     for source, pairs, side_of in zip(sources, limited, wanted, strict=True):
         own = [pair for pair in pairs if side_of[pair.group] == final[pair.group]]
-        kept += len(own)
+        used += len(own)
         training = [pair for pair in own if final[pair.group] == "train"]
         result["train"] += _weighted(training, source.weight, split.seed)
         for name in _HELD_OUT:
             result[name] += [pair for pair in own if final[pair.group] == name]
     _refuse_empty(result, uses, split, groups=len(final), limit=limit, trains=trains)
-    dropped = Counter(limit=_count(pairs_by_source) - _count(limited), overlap=_count(limited) - kept)
+    dropped = Counter(limit=_count(pairs_by_source) - _count(limited), overlap=_count(limited) - used)
     return Splits(result, +dropped)
 
 
@@ -119,24 +121,39 @@ def _wanted_sides(
     uses: Sequence[str],
     split: Split,
     held: Mapping[str, SplitName],
+    kept: Mapping[str, SplitName],
 ) -> list[dict[str, SplitName]]:
     """Returns, for each source, the side on which it puts each of its groups."""
     groups = [{pair.group for pair in pairs} for pairs in pairs_by_source]
-    divided = _divide(set().union(*(own for own, use in zip(groups, uses, strict=True) if use == "auto")), split)
+    divided = _divide(set().union(*(own for own, use in zip(groups, uses, strict=True) if use == "auto")), split, kept)
     final = _final_sides([divided, held])
     return [
         {group: final[group] if use == "auto" else use for group in own} for own, use in zip(groups, uses, strict=True)
     ]
 
 
-def _divide(groups: set[str], split: Split) -> dict[str, SplitName]:
-    """Returns the side of each group, by the fractions or by the fold."""
+def _divide(groups: set[str], split: Split, kept: Mapping[str, SplitName]) -> dict[str, SplitName]:
+    """Returns the side of each group, by the fractions or by the fold; those that are kept stay where they are."""
     ordered = _in_hash_order(groups, split.seed)
+    if kept:
+        return _filled_up(ordered, split, kept)
     start, stop, validation = _fractions(len(ordered), split) if split.folds is None else _fold(len(ordered), split)
     sides: dict[str, SplitName] = dict.fromkeys(ordered, "train")
     sides |= dict.fromkeys(ordered[start:stop], "test")
     sides |= dict.fromkeys((ordered[:start] + ordered[stop:])[:validation], "validation")
     return sides
+
+
+def _filled_up(ordered: Sequence[str], split: Split, kept: Mapping[str, SplitName]) -> dict[str, SplitName]:
+    """Returns the side of each group: new ones fill up the held-out parts, the rest of them is trained on."""
+    _, test, validation = _fractions(len(ordered), split)
+    sides = {group: kept[group] for group in ordered if group in kept}
+    have = Counter(sides.values())
+    new = [group for group in ordered if group not in kept]
+    for side, size in (("test", test), ("validation", validation)):
+        taken, new = new[: max(0, size - have[side])], new[max(0, size - have[side]) :]
+        sides |= dict.fromkeys(taken, side)
+    return sides | dict.fromkeys(new, "train")
 
 
 def _fractions(count: int, split: Split) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from lora_dpo.errors import UserError
 from lora_dpo.evaluation.policies import Policies
 from lora_dpo.inference.found import Found
 from lora_dpo.inference.sampling import Sampling
-from lora_dpo.inference.streaming import Writing
+from lora_dpo.inference.streaming import Writing, until
 from lora_dpo.model.adapter import load_adapter
 from lora_dpo.model.answering import Answer, Prompts, positions_of, write_batch
 from lora_dpo.model.base import load_config, load_model, load_tokenizer, resolve
@@ -88,19 +89,33 @@ class ChatModel:
 
         return Writing(one, self.encoder.tokenizer)
 
-    def answers(self, prompts: Prompts, sampling: Sampling) -> list[Answer]:
+    def answers(
+        self,
+        prompts: Prompts,
+        sampling: Sampling,
+        *,
+        base: bool = False,
+        seeds: Sequence[int] | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[Answer]:
         """Returns the answers to several prompts; each depends on its own prompt alone, up to rounding.
 
         Args:
             prompts: Conversations, as token ids.
             sampling: How they are written.
+            base: Whether the base answers.
+            seeds: A seed for each prompt, all of which are equally long; None takes that of `sampling`.
+            stop: Ends the writing where it is, once it is set.
 
         Raises:
             UserError: A prompt leaves no position for an answer.
         """
-        return self._answers(prompts, sampling, base=False)
+        watching = {} if stop is None else {"stopping_criteria": until(stop)}
+        return self._answers(prompts, sampling, base=base, seeds=seeds, **watching)
 
-    def _answers(self, prompts: Prompts, sampling: Sampling, *, base: bool, **watching: Any) -> list[Answer]:
+    def _answers(
+        self, prompts: Prompts, sampling: Sampling, *, base: bool, seeds: Sequence[int] | None = None, **watching: Any
+    ) -> list[Answer]:
         with self._lock, self._policy(base) as model:
             return write_batch(
                 model,
@@ -108,7 +123,7 @@ class ChatModel:
                 prompts,
                 max_new_tokens=sampling.max_new_tokens,
                 stops=self.encoder.stops,
-                processors=sampling.processors,
+                processors=partial(sampling.processors, seeds=seeds),
                 **watching,
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,11 +86,12 @@ class Sampling:
         """Returns these options with a seed, so that the same answer can be written again."""
         return self if self.seed is not None else dataclasses.replace(self, seed=secrets.randbelow(_SEEDS))
 
-    def processors(self, prompts: Prompts) -> list[LogitsProcessor]:
+    def processors(self, prompts: Prompts, seeds: Sequence[int] | None = None) -> list[LogitsProcessor]:
         """Returns what changes the scores of next tokens.
 
         Args:
             prompts: The batch's prompts, as token ids.
+            seeds: A seed for each prompt, instead of the one of these options.
         """
         made: list[LogitsProcessor] = []
         if self.repetition_penalty != 1:
@@ -101,7 +103,7 @@ class Sampling:
             made.append(TopKLogitsWarper(self.top_k))
         if self.top_p < 1:
             made.append(TopPLogitsWarper(float(self.top_p)))
-        return [*made, Noise(self.seeded().seed, prompts)]
+        return [*made, Noise(self.seeded().seed if seeds is None else seeds, prompts)]
 
 
 class _Repetition(RepetitionPenaltyLogitsProcessor):

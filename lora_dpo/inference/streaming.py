@@ -75,13 +75,18 @@ class Writing:
         try:
             watching: dict[str, Any] = {
                 "streamer": self._streamer,
-                "stopping_criteria": StoppingCriteriaList([_Stop(self._stop)]),
+                "stopping_criteria": until(self._stop),
             }
             self.answer = self._write(**watching)
             self._pieces.put(self.answer["text"][len(self._streamer.sent) :])
         except BaseException as error:  # is raised where the pieces are read
             self._pieces.put(error)
         self._pieces.put(None)
+
+
+def until(event: threading.Event) -> StoppingCriteriaList:
+    """Returns what ends the writing of answers once an event is set."""
+    return StoppingCriteriaList([_Stop(event)])
 
 
 class _Stop(StoppingCriteria):

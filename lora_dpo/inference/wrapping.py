@@ -12,10 +12,15 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _TAB = "    "
 
 
+def printable(text: str) -> str:
+    """Returns a text without control characters but line breaks: what a model writes must not move the cursor."""
+    return _CONTROL.sub("", text.replace("\t", _TAB))
+
+
 def wrapped(pieces: Iterable[str], width: int) -> Iterator[str]:
     """Yields the pieces with line breaks where the next word would not fit.
 
-    Control characters are left out: what a model writes must not move the cursor.
+    Control characters are left out; see `printable`.
 
     Args:
         pieces: Parts of a text, whole words each.
@@ -23,7 +28,7 @@ def wrapped(pieces: Iterable[str], width: int) -> Iterator[str]:
     """
     column, space = 0, ""
     for piece in pieces:
-        for part in _PARTS.findall(_CONTROL.sub("", piece.replace("\t", _TAB))):
+        for part in _PARTS.findall(printable(piece)):
             if part == "\n":
                 yield "\n"
                 column, space = 0, ""

@@ -127,12 +127,14 @@ class Noise(LogitsProcessor):
     prompt's tokens: neither the batch nor the device nor the number of processes changes it.
 
     Args:
-        seed: The seed.
+        seed: The seed, or one for each prompt.
         prompts: The batch's prompts, as token ids.
     """
 
-    def __init__(self, seed: int, prompts: Prompts) -> None:
-        self._generators = [torch.Generator().manual_seed(seed_of(seed, prompt)) for prompt in prompts]
+    def __init__(self, seed: int | Sequence[int], prompts: Prompts) -> None:
+        seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
+        pairs = zip(seeds, prompts, strict=True)
+        self._generators = [torch.Generator().manual_seed(seed_of(own, prompt)) for own, prompt in pairs]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Returns scores (batch, vocabulary) with noise."""

@@ -85,7 +85,8 @@ class AdapterSection(Section):
     init_from: str | None = Field(
         None,
         description="Begin with this adapter (folder, run folder or Hub id); it is the reference as well. null is a "
-        "fresh adapter or, where sft.path is given, that of the recipe's own SFT run.",
+        "fresh adapter or, where sft.path is given, that of the recipe's own SFT run. auto goes on from the last "
+        "finished run of this run.name, as NAME-2, NAME-3 and so on.",
     )
     init_mode: Literal["continue", "merge"] = Field(
         "continue",
@@ -168,6 +169,12 @@ class Split(Section):
         "split, whatever test says. null is off.",
     )
     fold: PositiveInt | None = Field(None, description="Which of the folds is the test split, from 1 to folds.")
+    like: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder of a run: a question that it had stays on the side where it was, and others fill up the "
+        "parts. adapter.init_from=auto sets it.",
+    )
 
     @model_validator(mode="after")
     def _leaves_training_data(self) -> Split:
@@ -177,6 +184,12 @@ class Split(Section):
             part, held_out = 1 / self.folds, f"one fold of {self.folds}"
         if part + self.validation >= 1.0:
             raise ValueError(f"{held_out} + validation {self.validation} leave nothing to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _is_divided_in_one_way(self) -> Split:
+        if self.folds is not None and self.like is not None:
+            raise ValueError(f"folds {self.folds} and like {self.like} both divide the questions; set one to null")
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe, Stage
+from lora_dpo.recipe.sessions import AUTO, session_recipe
 
 UNITS: dict[Stage, str] = {"sft": "examples", "dpo": "pairs"}
 """What each stage learns from."""
@@ -24,7 +25,7 @@ def stage_recipe(recipe: Recipe, stage: Stage) -> Recipe:
     Raises:
         UserError: The recipe has no such stage, or says of it what cannot be.
     """
-    return _sft_recipe(recipe) if stage == "sft" else _dpo_recipe(recipe)
+    return _sft_recipe(recipe) if stage == "sft" else _dpo_recipe(session_recipe(recipe))
 
 
 def sft_run(recipe: Recipe) -> RunFolder:
@@ -65,7 +66,7 @@ def _sft_recipe(recipe: Recipe) -> Recipe:
             why="The folds together test on every question, so an SFT stage before them could train on none.",
             fix="Set evaluation.folds=null.",
         )
-    if recipe.adapter.init_from not in (None, str(run.path), str(run.adapter)):
+    if recipe.adapter.init_from not in (None, AUTO, str(run.path), str(run.adapter)):
         raise UserError(
             f"adapter.init_from is {recipe.adapter.init_from}, but the SFT stage begins with a fresh adapter.",
             fix="Leave it out: the DPO stage of a recipe with an SFT stage begins with that by itself.",

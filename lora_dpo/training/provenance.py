@@ -19,6 +19,7 @@ from lora_dpo.model.lineage import identify, identify_parent
 from lora_dpo.recipe.batch import BatchPlan
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
+from lora_dpo.recipe.sessions import source_hashes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,6 +60,7 @@ def provenance(
         "model": identify(recipe.model, tokenizer, getattr(model.config, "_commit_hash", None)),
         "parents": [identify_parent(start)] if start is not None else [],
         "quantization": {"bits": 4, **NF4, "dtype": dtype} if recipe.adapter.method == "qlora" else None,
+        "sources": source_hashes(recipe.data),
         "data": {split: counts["hash"] for split, counts in data["splits"].items()},
         "seed": recipe.run.seed,
         "world_size": plan.world_size,

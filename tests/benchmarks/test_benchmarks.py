@@ -156,3 +156,20 @@ def test_without_a_gpu_one_sentence_says_so(tmp_path):
     assert done.returncode == 2
     assert "Error: This needs a CUDA GPU" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_whole_loop_of_collecting_training_and_comparing(tiny_models, tmp_path):
+    result = tmp_path / "loop.json"
+    counts = ("--pairs", "12", "--unseen", "3", "--people", "2")
+    place = ("--folder", str(tmp_path / "loop"), "--output", str(result))
+    done = run("collect_loop.py", *counts, "--model", str(tiny_models("llama")), *place)
+    assert done.returncode == 0, done.stderr
+    entry = json.loads(result.read_text())
+    assert entry["collected"]["pairs"] == 12
+    assert entry["tokens"]["n"] == entry["words"]["n"] == 3
+    assert len(entry["examples"]) == 3
+    votes = [json.loads(line) for line in (tmp_path / "loop" / "prefs.jsonl").read_text().splitlines()]
+    assert {vote["annotator"] for vote in votes} == {"script 1", "script 2"}
+    assert all(len(vote["chosen"]) <= len(vote["rejected"]) for vote in votes)
+    assert "Tokens of an answer to 3 unseen questions" in done.stdout

@@ -11,23 +11,16 @@ from transformers import AutoModelForCausalLM
 from lora_dpo.model.base import load_tokenizer
 from lora_dpo.model.hashes import weights_hash
 from lora_dpo.model.record import write_record
-from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import ModelSection
-from tests.adapters import known, merged_by_peft, record, save_adapter
-from tests.small import small_recipe
+from tests.adapters import finished_run, known, merged_by_peft
 
 
 @pytest.fixture(scope="session")
 def _made(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("talk")
     base = shutil.copytree(tiny_models("llama"), folder / "base")
-    recipe = small_recipe(base, folder / "runs")
-    run = RunFolder.of(recipe)
-    run.create(recipe, overwrite=False).release()
-    record(base, save_adapter(base, run.adapter, std=0.5))
-    load_tokenizer(ModelSection(name=str(base))).save_pretrained(run.adapter)
+    run = finished_run(base, folder / "runs")
     shutil.copytree(run.adapter, run.checkpoints / "step-1")
-    run.report_json.write_text("{}")
     shutil.copytree(run.adapter, folder / "adapter")
     model = AutoModelForCausalLM.from_pretrained(base)
     model.load_state_dict(merged_by_peft(base, run.adapter))

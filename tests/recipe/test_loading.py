@@ -67,7 +67,7 @@ def test_a_section_with_all_keys_commented_out_means_the_defaults(recipe) -> Non
         ),
         ("data: {split: {tst: 0.1}}\n", "unknown key 'data.split.tst'. Did you mean 'data.split.test'?"),
         ("data: {split: {fodls: 5}}\n", "unknown key 'data.split.fodls'. Did you mean 'data.split.folds'?"),
-        ("data: {split: {k: 5}}\n", "unknown key 'data.split.k'. Known: test, validation, seed, folds, fold."),
+        ("data: {split: {k: 5}}\n", "unknown key 'data.split.k'. Known: test, validation, seed, folds, fold, like."),
         ("folds: 5\n", "recipe.yaml:3: unknown key 'folds'. Did you mean 'data.split.folds'?"),
         ("data: {pairs: {smaple: 3}}\n", "unknown key 'data.pairs.smaple'. Did you mean 'data.pairs.sample'?"),
         (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lora_dpo.data.pair import Message, user
+from lora_dpo.data.row import Row
 from lora_dpo.recipe.schema import SamplePairs
 
 Values = Mapping[str, Any]
@@ -89,6 +90,7 @@ class Format:
         convert: Makes the pairs of one row; raises `BadRowError`.
         scores: Columns of which at least one must be there for `min_margin` to mean something.
         answers: Reads all answers of one row, where this kind lists them; raises `BadRowError`.
+        standing: Leaves out the rows that later ones of the same file take back.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Format:
     convert: Callable[[Values, Options], list[Candidate]]
     scores: frozenset[str] = frozenset()
     answers: Callable[[Values], AnswerSet] | None = None
+    standing: Callable[[Iterable[Row]], Iterable[Row]] = iter
 
 
 def value_of(row: Values, column: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lora_dpo.data.formats.base import (
@@ -20,6 +20,7 @@ from lora_dpo.data.formats.base import (
 from lora_dpo.data.formats.pairwise import answer_of, history
 from lora_dpo.data.formats.registry import FORMATS, columns_of
 from lora_dpo.data.pair import Message, user
+from lora_dpo.data.row import Row
 from lora_dpo.errors import UserError, did_you_mean, nearest
 from lora_dpo.recipe.schema import AnswerColumns
 
@@ -52,12 +53,14 @@ class AnswerFormat:
         columns: Its columns in one line, for the list that is shown when nothing matches.
         recognises: Tells from the columns and the first rows whether a file is of this kind.
         convert: Makes the answers of one row; raises `BadRowError`.
+        standing: Leaves out the rows that later ones of the same file take back.
     """
 
     name: str
     columns: str
     recognises: Callable[[set[str], Sequence[Values]], bool]
     convert: Callable[[Values], list[Taught]]
+    standing: Callable[[Iterable[Row]], Iterable[Row]] = iter
 
 
 def _convert_conversation(row: Values) -> list[Taught]:
@@ -114,6 +117,7 @@ def _chosen(known: Format) -> AnswerFormat:
         columns=known.columns,
         recognises=known.recognises,
         convert=lambda row: [Taught(pair.prompt, pair.chosen, pair.group) for pair in known.convert(row, Options())],
+        standing=known.standing,
     )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from lora_dpo.data.formats.base import BadRowError, Candidate, Format, Options, Values
+from lora_dpo.data.formats.collected import COLLECTED
 from lora_dpo.data.formats.multiple_choice import MULTIPLE_CHOICE
 from lora_dpo.data.formats.pairwise import ALPACA, ORCA, PLAIN, SHAREGPT, ULTRAFEEDBACK, convert_plain
 from lora_dpo.data.formats.scored import SCORED
@@ -16,6 +17,7 @@ from lora_dpo.recipe.schema import Columns
 
 FORMATS: tuple[Format, ...] = (
     # Special before general: the first that recognises the columns is taken.
+    COLLECTED,
     TRUTHFULQA_CSV,
     TRUTHFULQA_HUB,
     MULTIPLE_CHOICE,

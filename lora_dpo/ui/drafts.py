@@ -1,0 +1,150 @@
+"""Two answers to one question: what a person is shown, and what is known of where they are from."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_dpo.data.pair import Message, normalised
+from lora_dpo.errors import UserError
+from lora_dpo.ui.lines import LineFile
+
+_ALIKE = 0.9
+"""Two answers of which this part of the words is the same, in the same order, are too alike to be compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer, and what wrote it.
+
+    Attributes:
+        text: The answer.
+        tokens: How many tokens it has.
+        ended: Whether it came to its own end, and was not cut.
+        seed: Of the draw; None where the most likely tokens were taken.
+        author: What wrote it, such as `Author.known` says it.
+    """
+
+    text: str
+    tokens: int
+    ended: bool
+    seed: int | None
+    author: Mapping[str, Any]
+
+    @property
+    def by(self) -> str:
+        """What wrote it, for people."""
+        return str(self.author.get("name", "unknown"))
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Two different answers to a question.
+
+    Attributes:
+        turns: The conversation up to the answers.
+        answers: The answers, in the order of the sides that wrote them.
+        made_by: Which pair of sides wrote them.
+    """
+
+    turns: tuple[Message, ...]
+    answers: tuple[Answered, Answered]
+    made_by: str
+
+    @property
+    def question(self) -> str:
+        """Identifies the question."""
+        return question_id(self.turns)
+
+    @property
+    def id(self) -> str:
+        """Identifies question and answers, whatever their order."""
+        return digest([self.turns, sorted(one.text for one in self.answers)])
+
+    def shown(self, ticket: str) -> tuple[Answered, Answered]:
+        """Returns the answers as they are shown, left and right: in an order that only the ticket decides.
+
+        Args:
+            ticket: The name of this showing, which is random.
+        """
+        one, other = self.answers
+        return (one, other) if first_is_left(ticket) else (other, one)
+
+
+class DraftFile:
+    """Drafts that wait to be judged, in a file beside the preferences: a second start need not write them again.
+
+    Args:
+        preferences: The file of the preferences.
+
+    Raises:
+        UserError: The file cannot be used.
+    """
+
+    def __init__(self, preferences: Path) -> None:
+        self._file = LineFile(preferences.with_name(f".{preferences.name}.drafts"))
+        self._drafts: dict[str, Draft] = {}
+        self._taken = 0
+        self.all()
+
+    def add(self, draft: Draft) -> None:
+        """Adds a draft."""
+        self._file.append({"id": draft.id, **asdict(draft)}, unless=lambda: draft.id in self.all())
+
+    def all(self) -> dict[str, Draft]:
+        """Returns all drafts by their ids, those of other processes included."""
+        self._file.refresh()
+        if len(self._file.lines) < self._taken:  # the file was replaced
+            self._drafts, self._taken = {}, 0
+        self._take(self._file.lines[self._taken :])
+        return self._drafts
+
+    def _take(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        for line in lines:
+            try:
+                one, other = (Answered(**answer) for answer in line["answers"])
+                draft = Draft(tuple(line["turns"]), (one, other), line["made_by"])
+            except (KeyError, TypeError, ValueError):
+                raise UserError(
+                    f"{self._file.path} is not the file of drafts that lora-dpo writes.",
+                    fix="Remove it: the drafts in it are written again.",
+                ) from None
+            self._drafts[draft.id] = draft
+        self._taken += len(lines)
+
+
+def first_is_left(ticket: str) -> bool:
+    """Returns whether a showing has the first side on the left.
+
+    Args:
+        ticket: The name of the showing, random hex digits.
+    """
+    return int(ticket, 16) % 2 == 0
+
+
+def question_id(turns: Sequence[Message]) -> str:
+    """Returns what identifies a question: a hash of its turns (16 hex digits)."""
+    return digest([[turn["role"], turn["content"]] for turn in turns])
+
+
+def digest(value: Any) -> str:
+    """Returns a hash of a JSON value, of 16 hex digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def likeness(one: str, other: str) -> float:
+    """Returns which part of two texts' words is the same, in the same order; case and white space do not count."""
+    first, second = normalised(one).split(), normalised(other).split()
+    if first == second:
+        return 1.0
+    return difflib.SequenceMatcher(None, first, second, autojunk=False).ratio()
+
+
+def too_alike(one: str, other: str) -> bool:
+    """Returns whether two answers differ too little to be compared."""
+    return likeness(one, other) >= _ALIKE

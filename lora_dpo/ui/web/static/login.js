@@ -1,0 +1,16 @@
+import { $, Refused, make, say, send } from "./common.js";
+
+const password = make("input", { id: "password", type: "password", required: true, autocomplete: "current-password" });
+const form = make("form", { class: "card", submit: async (event) => {
+  event.preventDefault();
+  try {
+    await send("api/login", { password: password.value });
+    location.reload();
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    say(error.message);
+    password.select();
+  }
+} }, make("label", {}, "Password", password), make("button", { class: "main" }, "Enter"));
+$("main").replaceChildren(form);
+password.focus();

@@ -1,0 +1,69 @@
+"""A process on a terminal of its own, as a person has it before them."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.process import ROOT
+
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+class Screen:
+    """A process on a terminal of 80 x 24."""
+
+    def __init__(self, process: subprocess.Popen[bytes], controller: int) -> None:
+        self.process = process
+        self.raw = self.shown = ""
+        self._controller = controller
+
+    def type(self, keys: str) -> None:
+        os.write(self._controller, keys.encode())
+
+    def wait_for(self, text: str, *, since: int = 0) -> int:
+        """Reads until a text is shown; returns the place after it."""
+        while (place := self.shown.find(text, since)) < 0:
+            ready, _, _ = select.select([self._controller], [], [], 120)
+            try:
+                new = os.read(self._controller, 4096) if ready else b""
+            except OSError:  # the process has closed the terminal
+                new = b""
+            assert new, f"{text!r} did not come:\n{self.shown}"
+            self.raw += new.decode(errors="replace")
+            self.shown = _ESCAPE.sub("", self.raw).replace("\r\n", "\n")
+        return place + len(text)
+
+
+@contextmanager
+def terminal(cwd: Path, *words: str, **environment: str) -> Iterator[Screen]:
+    """Starts `lora-dpo WORDS` in a terminal of its own."""
+    controller, own = pty.openpty()
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "TERM": "xterm-256color",
+        "COLUMNS": "80",
+        "LINES": "24",
+        **environment,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lora_dpo", *words],
+        cwd=cwd, env=env, stdin=own, stdout=own, stderr=own, start_new_session=True,
+        preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # makes it the session's terminal: Ctrl-C
+    )  # fmt: skip
+    os.close(own)
+    try:
+        yield Screen(process, controller)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(controller)
