@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from datetime import datetime, timedelta
 
 import psutil
 
@@ -57,7 +58,8 @@ def kill_rank(run: ClusterRun, rank: int = 1) -> None:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             environment = process.environ()
-            if environment.get("SLURM_JOB_ID") == run.job and environment.get("RANK") == str(rank):
+            # Another cluster's jobs have the same numbers.
+            if environment.get("SLURM_SUBMIT_DIR") == str(run.folder) and environment.get("RANK") == str(rank):
                 process.send_signal(signal.SIGKILL)
     start_again(run)
 
@@ -68,7 +70,9 @@ def start_again(run: ClusterRun) -> None:
 
 
 def _waits_or_ended(run: ClusterRun) -> bool:
-    state = run.cluster.state(run.job)
-    if state == "PENDING" and run.cluster.job(run.job)["Reason"] == "BeginTime":
-        run.cluster.run("scontrol", "update", f"JobId={run.job}", "StartTime=now")
+    state, starts = run.cluster.state(run.job), run.cluster.job(run.job)["StartTime"]
+    soon = (datetime.now() + timedelta(seconds=30)).isoformat()
+    if state == "PENDING" and starts != "Unknown" and starts > soon:
+        # Not at once: in the second in which a node ends a job, it refuses to start it ("credential revoked").
+        run.cluster.run("scontrol", "update", f"JobId={run.job}", "StartTime=now+4")
     return state in ENDED
