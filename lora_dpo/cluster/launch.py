@@ -181,8 +181,8 @@ def _deepspeed_environment(strategy: str) -> dict[str, str]:
     if strategy not in DEEPSPEED:
         return {}
     return {
-        "ACCELERATE_USEDEEPSPEED": "true",
-        "ACCELERATEDEEPSPEED_CONFIG_FILE": str(_deepspeed_file(strategy)),
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(_deepspeed_file(strategy)),
         "ACCELERATE_CONFIG_DS_FIELDS": "deepspeed_config_file",
     }
 
