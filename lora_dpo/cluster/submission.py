@@ -70,7 +70,7 @@ def ask_slurm(job: PlannedJob, environment: Mapping[str, str]) -> str:
             fix="Correct it by --partition, --account, --qos, --time, --nodes or --gpus-per-node, in the recipe's "
             "section slurm, or in the profile. `sinfo` shows partitions and their limits.",
         )
-    return words_of(result)
+    return re.sub(r"^Job \d+ ", "", words_of(result))  # a number that the job will not have
 
 
 class Submitter:

@@ -72,7 +72,7 @@ def test_jobs_are_submitted_after_slurm_was_asked(recipe: str, fake_slurm: FakeS
         ("submitted", "101", "dpo"),
         ("submitted", "102", "merge"),
     ]
-    assert done.says.startswith("Job 7 to start at")
+    assert done.says.startswith("to start at")
 
 
 def test_recipe_and_code_are_frozen(recipe: str, fake_slurm: FakeSlurm, quick: list) -> None:
