@@ -19,7 +19,8 @@ setup(
     packages=[*find_packages(include=["lora_dpo", "lora_dpo.*"]), *FOLDERS],
     package_dir=FOLDERS,
     package_data={
-        "": ["py.typed", "*.csv", "*.j2", "*.jinja", "*.html", "*.txt", "*.css", "*.js"],
+        "": ["py.typed", "*.csv", "*.j2", "*.jinja", "*.html", "*.txt"],
+        "lora_dpo.ui.web": ["static/*"],
         **dict.fromkeys(FOLDERS, ["**/*"]),
     },
 )
