@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_dpo.errors import UserError
-from lora_dpo.evaluation.subjects import Named, as_recorded, base_of, find, safe_name
+from lora_dpo.evaluation.subjects import Named, as_recorded, base_of, find, safe_name, was_on_four_bits
 from lora_dpo.recipe.for_evaluation import recipe_of_run, recipe_of_stranger
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
@@ -84,7 +84,7 @@ def ask(
             fix="Name a test set: --data FILE_OR_HUB_ID, as --data bundled/misconceptions.",
         )
     else:
-        method = "lora" if named.kind == "adapter" else "full"
+        method = "full" if named.kind == "model" else "qlora" if was_on_four_bits(named) else "lora"
         recipe = recipe_of_stranger(named.name, base_of(named, base), method, data, overrides)
     asked = Asked(named, recipe, data, _output(named, recipe, data, output))
     _check_output(asked)

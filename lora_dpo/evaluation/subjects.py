@@ -118,6 +118,13 @@ def model_below(named: Named, base: str | None) -> ModelSection:
     return model if base in (None, model.name) else model.model_copy(update={"name": base, "revision": None})
 
 
+def was_on_four_bits(named: Named) -> bool:
+    """Returns whether an adapter was trained on 4-bit weights, which its run or its own record says."""
+    if named.run is not None:
+        return named.run.load_recipe().adapter.method == "qlora"
+    return (read_record(named.place) or {}).get("quantization") is not None
+
+
 def as_recorded(model: ModelSection, place: str | Path) -> ModelSection:
     """Returns a model at the commit that was trained upon, since the Hub may have moved on.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_dpo.errors import UserError
-from lora_dpo.evaluation.subjects import Named, find, model_below
+from lora_dpo.evaluation.subjects import Named, find, model_below, was_on_four_bits
 from lora_dpo.model.base import resolve
 from lora_dpo.model.record import read_record
 from lora_dpo.recipe.loading import with_overrides
@@ -58,7 +58,7 @@ def find_model(word: str, *, base: str | None = None, overrides: Sequence[str] =
         place=named.place,
         model=model,
         is_adapter=is_adapter,
-        four_bit=recipe is not None and recipe.adapter.method == "qlora",
+        four_bit=is_adapter and was_on_four_bits(named),
         base=model if is_adapter else before,
     )
 

@@ -44,7 +44,7 @@ def recipe_of_stranger(
     Args:
         name: What reports call it.
         model: Its base.
-        method: `lora` for an adapter, `full` for a model.
+        method: `lora` or `qlora` for an adapter, `full` for a model.
         data: A test set, as `data.path` is written in a recipe; None is none.
         overrides: `section.key=value` words.
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from lora_dpo.errors import UserError
+from lora_dpo.evaluation.asked import ask
 from lora_dpo.inference.found import find_model
+from tests.adapters import record, save_adapter
 
 
 def test_a_run_is_its_adapter_on_its_base(work: Path) -> None:
@@ -48,6 +50,16 @@ def test_a_run_on_four_bits(work: Path, tmp_path: Path) -> None:
     text = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(text.replace("method: lora", "method: qlora"))
     assert find_model(str(run)).four_bit
+
+
+def test_an_adapter_that_was_copied_out_of_a_run_on_four_bits(tiny_models, tmp_path: Path) -> None:
+    base = tiny_models("llama")
+    adapter = save_adapter(base, tmp_path / "adapter")
+    record(base, adapter)
+    assert not find_model(str(adapter)).four_bit
+    record(base, adapter, quantization={"bits": 4, "dtype": "bfloat16"})
+    assert find_model(str(adapter)).four_bit
+    assert ask(str(adapter), data="bundled/misconceptions").recipe.adapter.method == "qlora"
 
 
 def test_how_it_is_loaded_may_be_set_and_nothing_else(work: Path) -> None:
