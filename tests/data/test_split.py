@@ -51,10 +51,11 @@ def test_invariants(names, fraction, seed, rng):
     assert overlap(splits.pairs) == 0
     assert sum(sizes(splits).values()) == len(pairs)
     assert splits.dropped == {}
+    gave_one = len(groups_of(splits.pairs["train"])) == 1  # of what rounding left to the others, so that it has any
     for name, wanted in (("test", fraction[0]), ("validation", fraction[1])):
         count, total = len(groups_of(splits.pairs[name])), len(set(names))
         assert count == 0 if wanted == 0 else count >= 1
-        assert abs(count - wanted * total) <= 1
+        assert abs(count - wanted * total) <= (1.5 if gave_one else 1)
     shuffled = rng.sample(pairs, len(pairs))
     again = split_by_group([shuffled], ONE, split)
     assert split_manifest(again.pairs) == split_manifest(splits.pairs)
