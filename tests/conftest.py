@@ -12,6 +12,15 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n 2 --dist loadgroup` a file's tests share a worker, and those on the emulated cluster as well."""
+    for item in items:
+        on_cluster = "cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(
+            pytest.mark.xdist_group("slurm" if on_cluster else item.path.relative_to(REPOSITORY).as_posix())
+        )
+
+
 @pytest.fixture(autouse=True)
 def _offline_and_apart(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keeps a developer's token, trackers, GPU and cache out of the tests, and the tests off the network."""
