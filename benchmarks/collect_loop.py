@@ -17,7 +17,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,12 +59,11 @@ def main(
             _write(place / f"asked-{number}.txt", questions[:pairs][number::people])
         _write(place / "unseen.txt", questions[pairs : pairs + unseen])
         collected = _collect(place, model, people)
-        training = _timed(_train, place, model)
+        _train(place, model)
         found = _compare(place)
     result = {
         "model": model,
         "collected": collected,
-        "training_seconds": training,
         **found,
         "environment": environment(),
     }
@@ -98,11 +96,10 @@ def _collect(place: Path, model: str, people: int) -> dict[str, Any]:
     from lora_dpo.ui.statistics import summary
     from lora_dpo.ui.store import Store
 
-    begin = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(people) as pool:
         pool.starmap(_vote, [(place, model, number) for number in range(people)])
     found = summary(Store(place / "prefs.jsonl").votes())
-    return {"pairs": found["preferences"], "people": people, "seconds": round(time.monotonic() - begin, 1)}
+    return {"pairs": found["preferences"], "people": people}
 
 
 def _vote(place: Path, model: str, number: int) -> None:
@@ -167,12 +164,6 @@ def _lora_dpo(place: Path, *words: str) -> str:
     command = [sys.executable, "-m", "lora_dpo", *words]
     env = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())}
     return subprocess.run(command, cwd=place, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
-
-
-def _timed(work: Any, *arguments: Any) -> float:
-    begin = time.monotonic()
-    work(*arguments)
-    return round(time.monotonic() - begin, 1)
 
 
 if __name__ == "__main__":
