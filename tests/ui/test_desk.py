@@ -10,6 +10,7 @@ from lora_dpo.data.pair import user
 from lora_dpo.errors import UserError
 from lora_dpo.inference.chat_model import ChatModel
 from lora_dpo.inference.found import find_model
+from lora_dpo.inference.sampling import Sampling
 from lora_dpo.ui.desk import AHEAD, Desk, Showing
 from lora_dpo.ui.drafting import Drafter
 from lora_dpo.ui.questions import SCIENCE, read_questions
@@ -174,14 +175,21 @@ def test_what_breaks_in_the_background_is_raised_in_front(desk_of, monkeypatch: 
         desk.next("ann")
 
 
-def test_closing_does_not_wait_for_an_answer(work: Path) -> None:
-    from lora_dpo.inference.sampling import Sampling
+def test_closing_does_not_wait_for_an_answer(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, written, answers = threading.Event(), [], ChatModel.answers
 
+    def watched(self: ChatModel, *arguments, **options):
+        begun.set()
+        written.extend(found := answers(self, *arguments, **options))
+        return found
+
+    monkeypatch.setattr(ChatModel, "answers", watched)
     side = Side(ChatModel(find_model("base")), Sampling(480, temperature=1.0))
     desk = Desk(QUESTIONS, Store(work / "prefs.jsonl"), Drafter((side, side), 0))
     with desk.open("ann"):
-        wait_until(lambda: any(thread.name == "answer" for thread in threading.enumerate()))
-    assert not any(thread.name in ("answer", "drafting") for thread in threading.enumerate())
+        assert begun.wait(300)
+    assert [answer for answer in written if len(answer["ids"]) == 480] == []
+    assert not any(thread.name == "drafting" for thread in threading.enumerate())
 
 
 def test_the_questions_that_come_along() -> None:
