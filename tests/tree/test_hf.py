@@ -243,6 +243,7 @@ def test_scaled_logits(config: type[PretrainedConfig], tmp_path: Path) -> None:
 
 def test_four_bit_weights(tiny_models) -> None:
     pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
     model = load_model(ModelSection(name=str(tiny_models("llama"))), four_bit=True)
     add_fused_lm_head(model, outputs=OUTPUTS)
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
