@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -49,8 +50,9 @@ class Cluster:
         return done.stdout.strip()
 
     def sbatch(self, *words: str | Path, cwd: Path, **environment: str) -> str:
-        """Submits a job, and returns its number."""
-        return self.run("sbatch", "--parsable", *words, cwd=cwd, **environment).partition(";")[0]
+        """Submits a job, whose `python` is the one that runs the tests, and returns its number."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return self.run("sbatch", "--parsable", *words, cwd=cwd, **{"PATH": path, **environment}).partition(";")[0]
 
     def job(self, job: str) -> dict[str, str]:
         """Returns what `scontrol show job` says of a job (of an array, the first task that it lists)."""

@@ -44,6 +44,7 @@ def hub(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A Hub on the login node, which nodes reach by the cluster's own network, though they have no way out of it."""
     found = re.search(r"SlurmctldHost\S*\s*=\s*\S+\((.+?)\)", cluster.run("scontrol", "show", "config"))
     server = Hub(tmp_path_factory.mktemp("hub"), {TOKEN: User("me")}, host=found[1] if found else "127.0.0.1").start()
+    server.repository("me/tiny").create(private=False)  # the base that cards name
     yield server
     server.stop()
 
