@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -117,7 +119,7 @@ def test_in_tmux(asked: Path) -> None:
             time.sleep(0.1)
 
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    shell = f"{shutil.which('python')} -m lora_dpo {' '.join(COLLECT)}; cat"
+    shell = f"{shlex.quote(sys.executable)} -m lora_dpo {' '.join(COLLECT)}; cat"
     subprocess.run([*tmux, "new-session", "-d", "-s", "it", "-x", "80", "-y", "50", shell], env=env, check=True)
     try:
         shown = wait_for("Question 1 of 4")
