@@ -25,12 +25,12 @@ HUB_KEYS = ("hub.base_model=me/tiny", "hub.license=apache-2.0")
 
 
 @pytest.fixture(scope="module")
-def login(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Login:
-    """A user in a folder whose name has a space."""
+def login(cluster: Cluster, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Login:
+    """A user in a folder whose name has a space, who publishes on the tests' Hub."""
     folder = tmp_path_factory.mktemp("login") / "my runs"
     folder.mkdir()
     caches = {"LORA_DPO_CACHE": str(folder / "cache"), "XDG_CONFIG_HOME": str(folder / "config")}
-    return Login(cluster, folder, caches)
+    return Login(cluster, folder, {**caches, "HF_ENDPOINT": hub.url})
 
 
 @pytest.fixture(scope="module")
