@@ -48,7 +48,8 @@ def open_model(section: ModelSection, offload: Path, folder: Path | None = None)
     folder = folder or Path(resolve(section))
     model = load_on_disk(section, folder, offload, _widest(folder)).eval()
     weights = _loader(model)
-    if missing := [name for name, _ in model.named_parameters() if name not in weights]:
+    there = set(weights)  # which to ask for a name would read its weight
+    if missing := [name for name, _ in model.named_parameters() if name not in there]:
         raise UserError(f"The model {section.name} has no {missing[0]}.", fix="Download or save it again.")
     remove_hook_from_submodules(model)
     del model.hf_device_map  # PEFT would hook the model again
@@ -104,15 +105,19 @@ class Changed(Mapping[str, Tensor]):
 
     def __init__(self, weights: Mapping[str, Tensor], change: Callable[[str, Tensor], Tensor]) -> None:
         self._weights, self._change = weights, change
+        self._names = dict.fromkeys(weights)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._change(name, self._weights[name])
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # a mapping's own would read the weight
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._weights)
+        return len(self._names)
 
 
 class Files(Changed):

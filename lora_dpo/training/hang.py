@@ -15,14 +15,16 @@ from rich.text import Text
 from lora_dpo.console import err, leave_failure
 
 _LOOKS_EACH_SECONDS = 1.0
+_OTHERS_SPEAK_WITHIN_SECONDS = 5.0
 _EXIT_CODE = 1
 
 
 class HangWatch:
     """Ends the process, with the stacks of its threads, when `beat` has not been called for too long.
 
-    A collective waits for the slowest process, so when one hangs, all of them end here within a second or two, and the
-    one whose stack is not in a collective is the one to look at.
+    A collective waits for the slowest process, so when one hangs, all of them come here within a second or two, and the
+    one whose stack is not in a collective is the one to look at. The first to end would break the collective of the
+    others, and the launcher would end them before they have said where they stand; so each waits a little for the rest.
 
     Args:
         seconds: The longest time between two beats.
@@ -81,4 +83,6 @@ class HangWatch:
         leave_failure(words)
         faulthandler.dump_traceback(file=sys.__stderr__)
         sys.__stderr__.flush()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            time.sleep(_OTHERS_SPEAK_WITHIN_SECONDS)
         os._exit(_EXIT_CODE)

@@ -90,7 +90,7 @@ def test_it_leaves_in_time(tiny_models, tmp_path: Path) -> None:
     run = SmallRun(tmp_path, tiny_models("llama"), train={"epochs": 1000, "max_hours": 20 / 3600})
     done = run.start(MODES["single"], LORA_DPO_EXIT_CODE_FILE=str(tmp_path / "code"))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "code").read_text() == "85"
+    assert (tmp_path / "code").read_text() == "85\ntrain.max_hours"
     stopped = json.loads((run.path / "stopped.json").read_text())
     assert stopped["reason"] == "train.max_hours"
     assert 0 < stopped["step"] < stopped["max_steps"]

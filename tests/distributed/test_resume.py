@@ -87,9 +87,9 @@ def test_stopped_in_order_and_resumed_is_never_stopped(
     fault = {"kind": signal, "at": "step", "number": number, "ranks": [mode.world - 1]}
     done = run.start(mode, fault=fault, LORA_DPO_EXIT_CODE_FILE=str(tmp_path / "code"))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "code").read_text() == "85"
-    stopped = json.loads((run.path / "stopped.json").read_text())
     reason = {"interrupt": "Ctrl-C", "usr1": "SIGUSR1", "term": "SIGTERM"}[signal]
+    assert (tmp_path / "code").read_text() == f"85\n{reason}"
+    stopped = json.loads((run.path / "stopped.json").read_text())
     assert (stopped["reason"], stopped["step"], stopped["max_steps"]) == (reason, number + 1, 15)
     assert f"Stopped by {reason}, after step {number + 1} of 15." in done.stderr
     assert run.checkpoints()[-1] == number + 1

@@ -51,7 +51,7 @@ def test_stopped_in_order_and_resumed_is_never_stopped(undisturbed, tiny_models,
     fault = {"kind": "usr1", "at": "step", "number": 6, "ranks": [1]}
     done = run.start(DDP, fault=fault, LORA_DPO_EXIT_CODE_FILE=str(tmp_path / "code"))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "code").read_text() == "85"
+    assert (tmp_path / "code").read_text() == "85\nSIGUSR1"
     stopped = json.loads((run.path / "stopped.json").read_text())
     assert (stopped["reason"], stopped["step"]) == ("SIGUSR1", 7)
     assert not (run.path / "report.json").exists()

@@ -54,6 +54,16 @@ def test_between_calls_no_weight_is_in_memory(tiny_models, tmp_path: Path) -> No
     assert sum(p.untyped_storage().nbytes() for p in model.parameters()) == own
 
 
+def test_a_name_is_looked_for_without_its_weight(tiny_models, tmp_path: Path) -> None:
+    model, weights = opened(tiny_models("llama"), tmp_path)
+    read: list[str] = []
+    with lent(model, Changed(weights, lambda name, weight: read.append(name) or weight)):
+        assert read == []
+        logits(model)
+    assert "model.embed_tokens.weight" in read
+    assert sorted(read) == sorted(set(read)), "each weight once in a pass"
+
+
 def test_other_weights_are_lent_to_the_same_modules(tiny_models, tmp_path: Path) -> None:
     model, weights = opened(tiny_models("llama"), tmp_path)
     changed = Changed(weights, lambda name, weight: weight * 2 if name == "lm_head.weight" else weight)
