@@ -16,7 +16,7 @@ from lora_dpo.console import note
 from lora_dpo.data.chat import TurnEncoder
 from lora_dpo.errors import UserError
 from lora_dpo.files import remove, write_json
-from lora_dpo.memory import memory_bytes
+from lora_dpo.memory import give_large_blocks_back, memory_bytes
 from lora_dpo.merging.agreement import Agreement, compare
 from lora_dpo.merging.folder import check_free, check_room, copy_companions, shards_of, write_config, written_aside
 from lora_dpo.merging.ingredients import Ingredients, Onto, open_ingredients
@@ -93,6 +93,7 @@ def merge(request: Request) -> dict[str, Any]:
             was trained. Nothing is kept then.
     """
     began = time.monotonic()
+    give_large_blocks_back()
     check_free(request.output)
     parts = _collect(request)
     dtype = None if request.dtype is None else getattr(torch, request.dtype)
