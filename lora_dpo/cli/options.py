@@ -57,3 +57,8 @@ Template = Annotated[
 OverwriteCard = Annotated[
     bool, typer.Option("--overwrite-card", help="Replace a card that somebody has written on the Hub.")
 ]
+
+
+def is_model_override(word: str) -> bool:
+    """Returns whether an argument is `model.KEY=VALUE`, where others may stand in its place."""
+    return word.startswith("model.") and "=" in word

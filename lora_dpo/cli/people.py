@@ -21,6 +21,7 @@ from lora_dpo.cli.options import (
     TopK,
     TopP,
     Web,
+    is_model_override,
 )
 from lora_dpo.credentials import load_token
 from lora_dpo.ui.web import check_web
@@ -92,7 +93,7 @@ def collect(
     several people may vote into one FILE at once. `lora-dpo dpo RECIPE data.path=FILE` trains on it.
     """
     store = Path(output).expanduser()
-    if questions is not None and questions.startswith("model.") and "=" in questions:  # QUESTIONS may be left out
+    if questions is not None and is_model_override(questions):  # QUESTIONS may be left out
         questions, overrides = None, [questions, *(overrides or [])]
     if summary or as_json:
         from lora_dpo.ui.collect import print_summary

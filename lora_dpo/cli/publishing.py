@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from lora_dpo.cli.app import examples, verbs
-from lora_dpo.cli.options import BaseOnHub, License, OverwriteCard, Private, Tag, Template, Yes
+from lora_dpo.cli.options import BaseOnHub, License, OverwriteCard, Private, Tag, Template, Yes, is_model_override
 from lora_dpo.console import note, out
 from lora_dpo.credentials import load_token
 from lora_dpo.errors import UserError
@@ -28,7 +28,12 @@ verb = verbs("Publish")
 )
 def merge(
     sources: Annotated[
-        list[str], typer.Argument(metavar="RUN|ADAPTER...", help="Runs, adapter folders or Hub ids, in order.")
+        list[str],
+        typer.Argument(
+            metavar="RUN|ADAPTER... [MODEL.KEY=VALUE...]",
+            help="Runs, adapter folders or Hub ids, in order; how the base is loaded, such as "
+            "model.trust_remote_code=true.",
+        ),
     ],
     output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Where the model goes.")],
     dtype: Annotated[
@@ -53,7 +58,14 @@ def merge(
     from lora_dpo.recipe.schema import PRECISIONS
 
     folder = Path(output).expanduser()
-    report = run_merge(Request(sources, folder, PRECISIONS.get(dtype), None if onto == "auto" else onto, base))
+    overrides = [word for word in sources if is_model_override(word)]
+    adapters = [word for word in sources if not is_model_override(word)]
+    if not adapters:
+        raise UserError(
+            "There is no adapter to merge.", fix="Name a run or an adapter before the model.KEY=VALUE words."
+        )
+    asked = None if onto == "auto" else onto
+    report = run_merge(Request(adapters, folder, PRECISIONS.get(dtype), asked, base, overrides))
     out.print_json(json.dumps(report)) if as_json else print_merge(report, folder)
     if gguf:
         note(gguf_command(report, folder))

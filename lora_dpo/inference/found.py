@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_dpo.errors import UserError
 from lora_dpo.evaluation.subjects import Named, find, model_below, was_on_four_bits
 from lora_dpo.model.base import resolve
 from lora_dpo.model.record import read_record
-from lora_dpo.recipe.loading import with_overrides
-from lora_dpo.recipe.schema import ModelSection, Recipe, RunSection
+from lora_dpo.recipe.loading import with_model_overrides
+from lora_dpo.recipe.schema import ModelSection, Recipe
 
 _FREE = ("model.revision", "model.dtype", "model.attention", "model.template", "model.trust_remote_code")
 
@@ -52,7 +51,7 @@ def find_model(word: str, *, base: str | None = None, overrides: Sequence[str] =
     is_adapter = named.kind == "adapter" or (named.kind == "run" and recipe is not None and not _is_full(recipe))
     before = model_below(named, base) if is_adapter or recipe is not None else _base_of_whole(named, base)
     own = before if is_adapter and before is not None else _own_section(named, recipe)
-    model = _overridden(own, overrides)
+    model = with_model_overrides(own, overrides, _FREE)
     return Found(
         name=word,
         place=named.place,
@@ -80,13 +79,3 @@ def _base_of_whole(named: Named, base: str | None) -> ModelSection | None:
         return ModelSection(name=base)
     record = read_record(resolve(ModelSection(name=named.place)))
     return None if record is None else ModelSection(name=record["model"]["name"], revision=record["model"]["revision"])
-
-
-def _overridden(model: ModelSection, overrides: Sequence[str]) -> ModelSection:
-    recipe = with_overrides(Recipe(model=model, run=RunSection(name="none")), overrides)
-    for key in (override.partition("=")[0] for override in overrides):
-        if key not in _FREE:
-            raise UserError(
-                f"{key} has no meaning where nothing is trained.", fix=f"What can be set: {', '.join(_FREE)}."
-            )
-    return recipe.model

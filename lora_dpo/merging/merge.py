@@ -49,6 +49,7 @@ class Request:
         dtype: Precision of its weights, such as `bfloat16`; None leaves each in the base's.
         onto: What the adapters are merged into; None measures, where they were trained on 4 bits.
         base: The base model, if it is not where the adapters say.
+        overrides: `model.KEY=VALUE` words: how the base is loaded.
     """
 
     sources: Sequence[str]
@@ -56,6 +57,7 @@ class Request:
     dtype: str | None = None
     onto: Onto | None = None
     base: str | None = None
+    overrides: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ def merge(request: Request) -> dict[str, Any]:
 
 
 def _collect(request: Request) -> _Parts:
-    sources, named = find_sources(request.sources, request.base)
+    sources, named = find_sources(request.sources, request.base, request.overrides)
     tokenizer = load_tokenizer(named)
     identity = identify(named, tokenizer)
     check_stack(sources, identity)

@@ -15,11 +15,14 @@ from lora_dpo.model.lineage import check_base, check_trained, own_hashes
 from lora_dpo.model.location import local_copy
 from lora_dpo.model.record import read_record
 from lora_dpo.model.weights import fetched
+from lora_dpo.recipe.loading import with_model_overrides
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import ModelSection
 
 _ADAPTER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 """What lies beside an adapter's weights."""
+
+_FREE = ("model.revision", "model.template", "model.trust_remote_code")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +52,18 @@ class Source:
         return {"name": self.name, **own_hashes(self.folder), "provenance": self.record}
 
 
-def find_sources(words: Sequence[str], base: str | None) -> tuple[list[Source], ModelSection]:
+def find_sources(
+    words: Sequence[str], base: str | None, overrides: Sequence[str] = ()
+) -> tuple[list[Source], ModelSection]:
     """Finds adapters, and the model that they belong upon.
 
     Args:
         words: Run folders, adapter folders, checkpoints or Hub ids.
         base: What the user says the model is; None is what the first adapter says.
+        overrides: `model.KEY=VALUE` words: how the base is loaded.
 
     Raises:
-        UserError: One is not there, or no adapter.
+        UserError: One is not there, or no adapter, or an override is wrong.
     """
     found = [find(word) for word in words]
     for word, named in zip(words, found, strict=True):
@@ -70,7 +76,7 @@ def find_sources(words: Sequence[str], base: str | None) -> tuple[list[Source], 
         if not folder.is_dir():
             folder = local_copy(named.place, fetched(named.place, None).name, _ADAPTER_FILES)
         sources.append(Source(word, folder, named.run, read_record(folder)))
-    return sources, model_below(found[0], base)
+    return sources, with_model_overrides(model_below(found[0], base), overrides, _FREE)
 
 
 def check_stack(sources: Sequence[Source], base: Mapping[str, Any]) -> None:

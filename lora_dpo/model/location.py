@@ -40,9 +40,13 @@ def locate(name: str) -> Location:
         return _in_path(path, name)
     looks_like_path = path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".gguf" or name.count("/") > 1
     if looks_like_path:
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"There is no model at {name}.", fix=did_you_mean(path.name, siblings))
+        raise UserError(f"There is no model at {name}.", fix=did_you_mean(path.name, _models_in(path.parent)))
     return Location(hub_id=name)
+
+
+def _models_in(folder: Path) -> list[str]:
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [entry.name for entry in entries if entry.suffix == ".gguf" or (entry / "config.json").exists()]
 
 
 def find_file(place: str, name: str, revision: str | None = None) -> Path | None:

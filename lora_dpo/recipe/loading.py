@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from lora_dpo import resources
 from lora_dpo.errors import UserError, did_you_mean, nearest
-from lora_dpo.recipe.schema import Recipe
+from lora_dpo.recipe.schema import ModelSection, Recipe, RunSection
 from lora_dpo.recipe.yaml_source import KeyPath, parse_file, parse_value
 
 _COMMAND_LINE = "command line"
@@ -50,6 +50,26 @@ def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         UserError: An override is wrong; every mistake found is listed.
     """
     return _overridden(recipe.model_dump(mode="json"), {}, overrides, _COMMAND_LINE)
+
+
+def with_model_overrides(model: ModelSection, overrides: Sequence[str], free: Sequence[str]) -> ModelSection:
+    """Returns how a model is loaded where nothing is trained, with some of it replaced.
+
+    Args:
+        model: The model.
+        overrides: `model.KEY=VALUE` words.
+        free: The keys that have a meaning there, such as `model.dtype`.
+
+    Raises:
+        UserError: An override is wrong, or its key has no meaning there.
+    """
+    recipe = with_overrides(Recipe(model=model, run=RunSection(name="none")), overrides)
+    for key in (override.partition("=")[0] for override in overrides):
+        if key not in free:
+            raise UserError(
+                f"{key} has no meaning where nothing is trained.", fix=f"What can be set: {', '.join(free)}."
+            )
+    return recipe.model
 
 
 def _overridden(values: dict[str, Any], places: dict[KeyPath, str], overrides: Sequence[str], otherwise: str) -> Recipe:

@@ -66,6 +66,16 @@ def test_what_holds_no_adapter(run: RunFolder, tiny_models) -> None:
     assert "Did you mean 'runs/small'?" in caught.value.fix
 
 
+def test_how_the_base_is_loaded_can_be_said(run: RunFolder) -> None:
+    shutil.copytree(run.adapter, "copy")
+    assert not find_sources(["copy"], None)[1].trust_remote_code
+    assert find_sources(["copy"], None, ["model.trust_remote_code=true"])[1].trust_remote_code
+    with pytest.raises(UserError, match=r"Did you mean 'model.trust_remote_code'"):
+        find_sources(["copy"], None, ["model.trust_remot_code=true"])
+    with pytest.raises(UserError, match=r"^model\.dtype has no meaning where nothing is trained"):
+        find_sources(["copy"], None, ["model.dtype=bfloat16"])
+
+
 def stack(base: Path, *names: str) -> list[Source]:
     sources = find_sources(names, str(base))[0]
     check_stack(sources, known(base))

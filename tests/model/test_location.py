@@ -59,7 +59,9 @@ def test_missing_paths_are_never_taken_for_hub_ids(name: str, tmp_path: Path) ->
 
 
 def test_nearest_neighbour_is_named(tmp_path: Path) -> None:
-    (tmp_path / "gemma-tuned").mkdir()
+    for name in ("gemma-tuned", ".git", "gema-tune"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "gemma-tuned" / "config.json").touch()  # the others hold no model
     with pytest.raises(UserError, match="Did you mean 'gemma-tuned'"):
         locate(str(tmp_path / "gema-tuned"))
 
