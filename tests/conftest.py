@@ -12,6 +12,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n 2 --dist loadgroup` a file's tests share a worker, and those on the emulated cluster as well."""
     for item in items:
@@ -19,6 +20,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(
             pytest.mark.xdist_group("slurm" if on_cluster else item.path.relative_to(REPOSITORY).as_posix())
         )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Some versions of pytest and xdist ignore the groups together, and say nothing: jobs then miss their cluster."""
+    if session.config.getoption("loadgroup", False) and any("@" not in item.nodeid for item in session.items):
+        raise pytest.UsageError("pytest-xdist has put tests into no group: install the versions of constraints.txt.")
 
 
 @pytest.fixture(autouse=True)

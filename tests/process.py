@@ -8,22 +8,21 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+PATIENCE = 1800.0
+"""Seconds after which what has not come will not come any more, however busy the machine is."""
 
 
-def run_python(
-    *arguments: str | Path, cwd: Path, timeout: float = 120, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs Python with this checkout on its path, and returns its exit code and output.
 
     Args:
         arguments: Words after `python`.
         cwd: Working directory.
-        timeout: Seconds after which the test fails.
         environment: Variables that are set besides the test's own.
     """
     env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "TERM": "dumb", **environment}
     return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout
+        [sys.executable, *map(str, arguments)], cwd=cwd, env=env, capture_output=True, text=True, timeout=PATIENCE
     )
 
 

@@ -454,7 +454,7 @@ NOT_CACHED = {
 )
 def test_a_hub_id_that_is_not_cached_without_network(work: Path, override: str, network: dict[str, str]) -> None:
     environment = {**network, "HF_HOME": str(work.parent / f"{work.name}-cache")}
-    message = refused_process(work, "-m", "lora_dpo.dpo", "recipe.yaml", override, timeout=60, **environment)
+    message = refused_process(work, "-m", "lora_dpo.dpo", "recipe.yaml", override, **environment)
     check(message, "cannot be reached", *NOT_CACHED[override])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.adapters import record, save_adapter
-from tests.process import ROOT, lora_dpo
+from tests.process import PATIENCE, ROOT, lora_dpo
 from tests.terminal import terminal
 
 GREEDY = ("--temperature", "0", "--max-new-tokens", "8")
@@ -30,7 +30,7 @@ def piped(text: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]
     """Runs `lora-dpo chat` with text on its stdin."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TERM": "dumb"}
     command = [sys.executable, "-m", "lora_dpo", "chat", *words]
-    return subprocess.run(command, cwd=cwd, env=env, input=text, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, env=env, input=text, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.mark.slow

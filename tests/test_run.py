@@ -135,7 +135,7 @@ def test_runs_all_stages_once_and_goes_on_where_it_stopped(tiny_models, tmp_path
     own = [*overrides_for("tinyllama_sft_dpo", model, tmp_path), "run.folder=runs"]
 
     def go(*words: str) -> str:
-        result = lora_dpo("run", "tinyllama_sft_dpo", *own, *words, cwd=tmp_path, timeout=600)
+        result = lora_dpo("run", "tinyllama_sft_dpo", *own, *words, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         return result.stderr
 

@@ -190,21 +190,21 @@ def test_killed_and_resumed_is_never_killed(tiny_models, tmp_path: Path, monkeyp
 def test_the_command_teaches_and_shows_what_is_finished(tiny_models, tmp_path: Path) -> None:
     run = SmallRun(tmp_path, tiny_models("llama"), "sft")
     words = ("sft", "recipe.yaml", "sft.max_steps=1", "evaluation.samples=0")
-    first = lora_dpo(*words, cwd=tmp_path, CUDA_VISIBLE_DEVICES="", timeout=300)
+    first = lora_dpo(*words, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
     assert first.returncode == 0, first.stderr
     assert "-m lora_dpo.sft recipe.yaml sft.max_steps=1" in first.stderr
     assert "Examples read as prompt, chosen, rejected: chosen answers" in first.stderr
     assert run.path.joinpath("report.json").is_file()
-    again = lora_dpo(*words, cwd=tmp_path, timeout=300)
+    again = lora_dpo(*words, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "small-sft is finished; this is its report." in " ".join(again.stderr.split())
     assert "loss, nats a token" in again.stdout
-    shown = lora_dpo("data", "recipe.yaml", "--sft", cwd=tmp_path, timeout=300)
+    shown = lora_dpo("data", "recipe.yaml", "--sft", cwd=tmp_path)
     assert "One training example: prompt, not scored  answer" in shown.stdout
 
 
 def test_a_recipe_without_an_sft_stage_is_refused(tmp_path: Path) -> None:
-    done = lora_dpo("sft", "quickstart", cwd=tmp_path, timeout=300)
+    done = lora_dpo("sft", "quickstart", cwd=tmp_path)
     assert done.returncode == 2
     assert "The recipe has no SFT stage: sft.path is null.\nName the data: sft.path=FILE." in done.stderr
     assert list(tmp_path.iterdir()) == []

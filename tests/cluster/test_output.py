@@ -15,7 +15,7 @@ SAYS = "import sys; print('a', flush=True); sys.stdout.write('b\\nc')"
 def heard(output: Output, code: str = SAYS) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         output.read_from(process.stdout)
-        process.wait(timeout=60)
+        process.wait()
         output.finish()
 
 

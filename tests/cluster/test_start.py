@@ -34,7 +34,7 @@ def folded(tmp_path_factory, tiny_models) -> Path:
     """Returns a folder in which a recipe with two folds has been trained."""
     folder = tmp_path_factory.mktemp("folds")
     (folder / "r.yaml").write_text(RECIPE.replace("MODEL", str(tiny_models("llama"))), encoding="utf-8")
-    first = lora_dpo("dpo", "r.yaml", cwd=folder, timeout=300, CUDA_VISIBLE_DEVICES="")
+    first = lora_dpo("dpo", "r.yaml", cwd=folder, CUDA_VISIBLE_DEVICES="")
     assert first.returncode == 0, first.stderr
     assert [line for line in first.stderr.splitlines() if line.startswith("Fold ")] == ["Fold 1 of 2:", "Fold 2 of 2:"]
     return folder

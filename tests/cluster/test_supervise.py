@@ -17,7 +17,7 @@ from lora_dpo.cluster.supervise import NodeEnd, run_launch, run_node
 from lora_dpo.console import Failure
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe
-from tests.process import ROOT
+from tests.process import PATIENCE, ROOT
 
 RECIPE = Recipe.model_validate({"model": {"name": "m"}, "run": {"name": "r"}, "train": {"strategy": "single"}})
 
@@ -174,7 +174,7 @@ def test_a_signal_stops_the_training_in_order_and_the_same_command_goes_on(tiny_
     process.terminate()
     _, said = process.communicate()
     assert process.returncode == 85
-    assert psutil.wait_procs(below, timeout=60)[1] == []
+    assert psutil.wait_procs(below, timeout=PATIENCE)[1] == []
     stopped = json.loads(run.stopped.read_text(encoding="utf-8"))
     assert stopped["reason"] == "SIGTERM"
     assert f"Stopped by SIGTERM, after step {stopped['step']} of {stopped['max_steps']}." in said

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import yaml
 
-from tests.process import ROOT
+from tests.process import PATIENCE, ROOT
 
 SAVE_STEPS = 3
 WALL_TIMES = (
@@ -120,12 +120,12 @@ class SmallRun:
         (folder / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
 
     def start(
-        self, mode: Mode, *overrides: str, fault: dict[str, Any] | None = None, timeout: float = 180, **environment: str
+        self, mode: Mode, *overrides: str, fault: dict[str, Any] | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """Runs the recipe until it ends or `fault` strikes."""
         process = self.spawn(mode, *overrides, fault=fault, **environment)
         try:
-            out, err = process.communicate(timeout=timeout)
+            out, err = process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             kill_all(process.pid)
             raise

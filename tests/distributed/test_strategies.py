@@ -98,9 +98,7 @@ def start(strategy: str, folder: Path, tiny_models) -> None:
         file = f"{strategy.removeprefix('cpu_')}.json"
         words += ["--deepspeed_config_file", str(REPOSITORY / "ds_configs" / file)]
     script = str(REPOSITORY / "tests" / "distributed" / "train_small.py")
-    done = run_python(
-        *words, script, json.dumps(jobs), cwd=folder, timeout=300, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1"
-    )
+    done = run_python(*words, script, json.dumps(jobs), cwd=folder, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-4000:]
 
 

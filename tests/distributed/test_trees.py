@@ -27,7 +27,7 @@ def run(
     given = [json.dumps([{"model": str(model), "folder": str(folder), "sections": sections}])]
     script = str(REPOSITORY / "tests" / "distributed" / "train_small.py")
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)] if world > 1 else []
-    done: subprocess.CompletedProcess[str] = run_python(*start, script, *given, cwd=folder, timeout=120)
+    done: subprocess.CompletedProcess[str] = run_python(*start, script, *given, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "log.json").read_text()), torch.load(folder / "adapter.pt")
 

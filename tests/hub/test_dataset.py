@@ -82,7 +82,7 @@ def test_datasets_and_lora_dpo_read_it_back(
     target = Target("me/prefs", "dataset", True)
     push_data(source, target, None, Manner(yes=True))
     assert hub.files("me/prefs", kind="datasets") == contents(pack_data(source, "me/prefs", None, None))
-    result = run_python("-c", READ_BACK, cwd=tmp_path, timeout=300, **client_environment)
+    result = run_python("-c", READ_BACK, cwd=tmp_path, **client_environment)
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("READ\n")
     before = len(hub.requests)

@@ -62,7 +62,7 @@ def test_killed_while_it_uploads_it_leaves_nothing_and_goes_on(
         assert process.wait() == -signal.SIGKILL
     assert hub.files("me/model") == {}
     hub.faults = []
-    result = lora_dpo("push", "model", "me/model", "--yes", "--tag", "v1", cwd=tmp_path, timeout=240, **environment)
+    result = lora_dpo("push", "model", "me/model", "--yes", "--tag", "v1", cwd=tmp_path, **environment)
     assert result.returncode == 0, result.stderr
     assert hub.files("me/model") == contents(package(folder))
     assert len(hub.uploaded) == len(set(hub.uploaded)) == 4
@@ -76,7 +76,7 @@ def test_with_xet_on_a_hub_that_has_none_publishes_nothing_and_says_what_to_do(
     pytest.importorskip("hf_xet")
     model(tmp_path / "model")
     own = {**environment, "HF_HUB_DISABLE_XET": "0"}
-    result = lora_dpo("push", "model", "me/model", "--yes", cwd=tmp_path, timeout=400, **own)
+    result = lora_dpo("push", "model", "me/model", "--yes", cwd=tmp_path, **own)
     assert result.returncode == 2, result.stderr
     assert "HF_HUB_DISABLE_XET=1" in result.stderr
     assert "Traceback" not in result.stderr
@@ -89,7 +89,7 @@ def test_with_debug_on_the_token_is_not_seen_either(hub: Hub, tmp_path: Path, en
     model(tmp_path / "model")
     hub.faults = [Fault("commit", status=403, message=f"no {TOKEN}"), Fault("upload", status=500)]
     own = {**environment, "HF_DEBUG": "1"}
-    result = lora_dpo("--debug", "push", "model", "me/model", "--yes", cwd=tmp_path, timeout=240, **own)
+    result = lora_dpo("--debug", "push", "model", "me/model", "--yes", cwd=tmp_path, **own)
     assert result.returncode == 2, result.stderr
     assert "The token may not do this." in result.stderr
     assert TOKEN not in result.stdout + result.stderr
@@ -143,11 +143,11 @@ def test_an_adapter_is_loaded_from_the_hub_by_peft(
     record(base, save_adapter(base, tmp_path / "adapter"))
     own = {**environment, "LORA_DPO_CACHE": str(tmp_path / "cache")}
     for words in (("base", "me/base"), ("adapter", "me/adapter", "--base-model", "me/base", "--verify-load")):
-        result = lora_dpo("push", *words, "--yes", cwd=tmp_path, timeout=400, **own)
+        result = lora_dpo("push", *words, "--yes", cwd=tmp_path, **own)
         assert result.returncode == 0, result.stderr
     assert "There is no tokenizer in it, so the card takes that of me/base." in result.stderr
     assert "all files and its logits are those of adapter" in result.stderr
-    loaded = run_python("-c", LOAD_ADAPTER, cwd=tmp_path, timeout=400, **environment)
+    loaded = run_python("-c", LOAD_ADAPTER, cwd=tmp_path, **environment)
     assert loaded.returncode == 0, loaded.stderr
     from peft import PeftModel
 
@@ -165,7 +165,7 @@ def test_from_a_recipe_to_a_published_model(hub: Hub, tiny_models, tmp_path: Pat
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = [*overrides_for("quickstart", tiny_models("llama"), tmp_path), "run.folder=runs", "data.path=pairs.jsonl"]
     words = ["run", "quickstart", *own, "hub.repo=me/tuned", "hub.tag=v1", "hub.base_model=me/base"]
-    result = lora_dpo(*words, cwd=tmp_path, timeout=580, **environment)
+    result = lora_dpo(*words, cwd=tmp_path, **environment)
     assert result.returncode == 0, result.stderr
     assert "Stage 3 of 3, push:" in result.stderr
     published = hub.files("me/tuned")
@@ -173,13 +173,13 @@ def test_from_a_recipe_to_a_published_model(hub: Hub, tiny_models, tmp_path: Pat
     assert published["model.safetensors"] == (merged / "model.safetensors").read_bytes()
     assert set(hub.repository("me/tuned").state["tags"]) == {"v1"}
     assert b"## What merging changed" in published["README.md"]
-    loaded = run_python("-c", LOAD, cwd=tmp_path, timeout=400, **environment)
+    loaded = run_python("-c", LOAD, cwd=tmp_path, **environment)
     assert loaded.returncode == 0, loaded.stderr
     expected = AutoModelForCausalLM.from_pretrained(merged)
     with torch.no_grad():
         assert torch.equal(torch.load(tmp_path / "logits.pt"), expected(torch.tensor([[5, 6, 7, 8]])).logits)
     hub.requests.clear()
-    again = lora_dpo(*words, cwd=tmp_path, timeout=400, **environment)
+    again = lora_dpo(*words, cwd=tmp_path, **environment)
     assert again.returncode == 0, again.stderr
     assert "there is nothing to do" in again.stderr
     assert not {"preupload", "commit", "tag"} & set(hub.requests)

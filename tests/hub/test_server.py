@@ -49,7 +49,7 @@ def test_models_adapters_and_data_sets_come_back_as_they_were(
 
     base = tiny_models("llama")
     adapter = save_adapter(base, tmp_path / "adapter")
-    result = run_python("-c", ROUND_TRIP, base, adapter, cwd=tmp_path, timeout=400, **client_environment)
+    result = run_python("-c", ROUND_TRIP, base, adapter, cwd=tmp_path, **client_environment)
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("DONE\n")
 

@@ -15,7 +15,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from lora_dpo.recipe.schema import Strategy
 from tests.conftest import REPOSITORY
-from tests.process import run_python
+from tests.process import PATIENCE, run_python
 
 CONFIGS = sorted((REPOSITORY / "accelerate_configs").glob("*.yaml"))
 SCRIPTS = sorted([*(REPOSITORY / "launch").glob("dpo_*.sh"), REPOSITORY / "launch" / "multi_node.sh"])
@@ -74,7 +74,7 @@ def call(script: Path, *words: str, folder: Path, **environment: str) -> subproc
             (copy / name).symlink_to(REPOSITORY / name)
     given = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "HOME": str(folder), **environment}
     command = ["bash", str(copy / "launch" / script.name), *words]
-    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.process import ROOT
+from tests.process import PATIENCE, ROOT
 
 SCRIPT = ROOT / "tests" / "slurm" / "cluster.sh"
 ENDED = frozenset(
@@ -42,7 +42,9 @@ class Cluster:
         """Runs a command on the login node, and returns what it printed; its errors are in the failure."""
         words, env = [str(word) for word in command], {**os.environ, **self.environment, **environment}
         for _ in range(_TRIES):
-            done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False)
+            done = subprocess.run(
+                words, cwd=cwd, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
+            )
             if done.returncode == 0 or not re.search(_NO_CONTROLLER, done.stderr):
                 break
             time.sleep(1)  # another test is just restarting it
@@ -67,20 +69,20 @@ class Cluster:
             state = self.job(job)["JobState"]
         return state
 
-    def wait(self, job: str, states: Iterable[str] = ENDED, timeout: float = 300) -> dict[str, str]:
+    def wait(self, job: str, states: Iterable[str] = ENDED) -> dict[str, str]:
         """Waits until a job is in one of the states, or has ended in another one, and returns what it is then."""
         awaited = {*states, *ENDED}
-        self.until(lambda: self.state(job) in awaited, f"job {job} in {sorted(awaited)}", timeout)
+        self.until(lambda: self.state(job) in awaited, f"job {job} in {sorted(awaited)}")
         found = self.job(job)
         assert found["JobState"] in set(states), f"job {job} has ended: {found['JobState']} {found['ExitCode']}"
         return found
 
-    def until(self, holds: Callable[[], object], what: str, timeout: float = 300) -> None:
+    def until(self, holds: Callable[[], object], what: str) -> None:
         """Waits until something holds."""
-        end = time.monotonic() + timeout
+        end = time.monotonic() + PATIENCE
         while not holds():
             assert not self.over.is_set(), f"the tests are over before {what}"
-            assert time.monotonic() < end, f"not within {timeout:g} seconds: {what}\n{self.run('squeue', '--all')}"
+            assert time.monotonic() < end, f"not within {PATIENCE:g} seconds: {what}\n{self.run('squeue', '--all')}"
             time.sleep(_LOOKS_EACH_SECONDS)
 
     def script(self, *words: str) -> None:

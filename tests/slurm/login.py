@@ -47,7 +47,7 @@ class Login:
     def call(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Calls `lora-dpo`, and checks its exit code."""
         variables = {"HF_HUB_OFFLINE": "1", **self.cluster.environment, **self.environment}
-        done = lora_dpo(*words, cwd=self.folder, timeout=600, **variables)
+        done = lora_dpo(*words, cwd=self.folder, **variables)
         assert done.returncode == code, f"lora-dpo {' '.join(words)}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -68,6 +68,6 @@ class Login:
         """Returns one of the runs."""
         return RunFolder(self.folder / "runs" / name)
 
-    def wait(self, jobs: list[str], timeout: float = 600) -> list[str]:
+    def wait(self, jobs: list[str]) -> list[str]:
         """Waits until jobs have ended, and returns their states."""
-        return [self.cluster.wait(job, timeout=timeout)["JobState"] for job in jobs]
+        return [self.cluster.wait(job)["JobState"] for job in jobs]

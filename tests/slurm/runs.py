@@ -35,7 +35,7 @@ class ClusterRun(SmallRun):
     def submit(self, *flags: str, each: int = 1, words: tuple[str, ...] = (), **environment: str) -> str:
         """Submits the training on `nodes`, `each` processes a node, and returns the job's number."""
         where = (f"--nodelist={self.nodes}", f"--nodes={self.nodes.count(',') + 1}")
-        resources = (*where, "--gpus-per-node=0", "--cpus-per-task=1", "--mem=900", "--time=20")
+        resources = (*where, "--gpus-per-node=0", "--cpus-per-task=1", "--mem=900", "--time=60")
         env = {"PROCESSES_PER_NODE": str(each), "OMP_NUM_THREADS": "1", "LORA_DPO_CACHE": str(self.folder / "cache")}
         env |= {"PYTHONPATH": str(ROOT), "COLUMNS": "120", **environment}
         self.job = self.cluster.sbatch(*resources, *flags, TRAIN, "recipe.yaml", *words, cwd=self.folder, **env)

@@ -66,7 +66,7 @@ def kill_rank(run: ClusterRun, rank: int = 1) -> None:
 
 def start_again(run: ClusterRun) -> None:
     """Spares the job the two minutes that Slurm lets a requeued one wait, as often as it is requeued until it ends."""
-    run.cluster.until(lambda: _waits_or_ended(run), f"the end of {run.folder}", timeout=900)
+    run.cluster.until(lambda: _waits_or_ended(run), f"the end of {run.folder}")
 
 
 def _waits_or_ended(run: ClusterRun) -> bool:

@@ -94,7 +94,6 @@ def edited(cluster: Cluster, login: Login, model: Path) -> tuple[Login, list[str
     done = run_python(
         *("-m", "lora_dpo", "submit", recipe, "--through", "dpo", "--profile", "hold.yaml", "--json"),
         cwd=checkout,
-        timeout=600,
         **{**cluster.environment, **login.environment, "PYTHONPATH": str(checkout)},
     )
     assert done.returncode == 0, done.stderr
@@ -151,7 +150,7 @@ def test_cancel_saves_first_and_takes_what_waits_out_of_the_queue(
 ) -> None:
     train, merge = cancelled
     run = login.run("long")
-    cluster.until(lambda: run.metrics.exists() and run.metrics.stat().st_size > 0, "the first step", timeout=600)
+    cluster.until(lambda: run.metrics.exists() and run.metrics.stat().st_size > 0, "the first step")
     seen = login.status("long")
     assert [job["state"] for job in seen["jobs"]] == ["RUNNING", "PENDING"]
     assert seen["progress"]["max_steps"] == 100000

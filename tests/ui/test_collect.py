@@ -160,7 +160,7 @@ def test_what_the_model_and_the_questions_say_cannot_move_the_cursor(work: Path)
     ],
 )
 def test_mistakes_are_told(asked: Path, words: tuple[str, ...], message: str) -> None:
-    done = lora_dpo(*words, cwd=asked, timeout=300)
+    done = lora_dpo(*words, cwd=asked)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr.replace("\n", " ")
     assert not (asked / "prefs.jsonl").exists()
@@ -173,22 +173,22 @@ def test_a_summary_for_people_and_machines(asked: Path) -> None:
     for annotator in ("ann", "bob"):
         for question in ("A?", "B?"):
             store.add(vote(draft(question), prefers="Yes, all.", annotator=annotator))
-    found = json.loads(lora_dpo("collect", "-o", "prefs.jsonl", "--json", cwd=asked, timeout=300).stdout)
+    found = json.loads(lora_dpo("collect", "-o", "prefs.jsonl", "--json", cwd=asked).stdout)
     assert found["annotators"] == {"ann": 2, "bob": 2}
     assert found["agreement"] == [{"annotators": ["ann", "bob"], "pairs": 2, "observed": 1.0, "cohen_kappa": None}]
-    shown = lora_dpo("collect", "-o", "prefs.jsonl", "--summary", cwd=asked, timeout=300).stdout
+    shown = lora_dpo("collect", "-o", "prefs.jsonl", "--summary", cwd=asked).stdout
     assert "100% of 2 pairs alike; Cohen's kappa not defined (all say the same)" in shown
     assert "4, of ann 2, bob 2" in shown
 
 
 def test_compare_prints_both_answers(asked: Path) -> None:
     words = ("compare", "runs/small", "--questions", "q.txt", "--max-new-tokens", "6")
-    found = json.loads(lora_dpo(*words, "--json", cwd=asked, timeout=300).stdout)
+    found = json.loads(lora_dpo(*words, "--json", cwd=asked).stdout)
     assert [one["prompt"][0]["content"] for one in found["questions"]][:1] == ["Do bats see?"]
     assert len(found["questions"]) == 4
     assert found["mean_tokens"] == {"base": 6.0, "tuned": 6.0}
     assert all(one["base"]["text"] != one["tuned"]["text"] for one in found["questions"])
-    shown = lora_dpo(*words, cwd=asked, timeout=300).stdout
+    shown = lora_dpo(*words, cwd=asked).stdout
     assert "Question 4 of 4" in shown
     assert "base: " in shown
     assert "tuned: runs/small" in shown

@@ -26,7 +26,7 @@ from lora_dpo.ui.web.collecting import collect_site
 from lora_dpo.ui.web.comparing import compare_site
 from lora_dpo.ui.web.guard import Password
 from lora_dpo.ui.web.serve import Address, serve
-from tests.process import lora_dpo
+from tests.process import PATIENCE, lora_dpo
 from tests.ui.serving import Client, Server, served
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \x00\x1b[2J\u202e & \"'"
@@ -348,13 +348,13 @@ def test_ctrl_c_ends_a_server_in_order_and_its_port_may_be_taken(work: Path) -> 
     (work / "q.txt").write_text("Do bats see?\n")
     server = Server(work, "collect", "q.txt", "--model", "base", "--max-new-tokens", "6", "--temperature", "1")
     assert server.process is not None
-    both = lora_dpo("compare", "runs/small", "--web", "--json", cwd=work, timeout=300)
+    both = lora_dpo("compare", "runs/small", "--web", "--json", cwd=work)
     assert (both.returncode, "--json has no meaning" in both.stderr) == (2, True)
-    taken = lora_dpo("chat", "base", "--web", "--port", str(server.port), cwd=work, timeout=300)
+    taken = lora_dpo("chat", "base", "--web", "--port", str(server.port), cwd=work)
     assert taken.returncode == 2
     assert "The page cannot be served at 127.0.0.1, port" in taken.stderr
     os.kill(server.process.pid, signal.SIGINT)
-    rest, _ = server.process.communicate(timeout=300)
+    rest, _ = server.process.communicate(timeout=PATIENCE)
     assert server.process.returncode == 0
     assert "Train on them: lora-dpo dpo RECIPE data.path=prefs.jsonl adapter.init_from=auto" in rest
 
