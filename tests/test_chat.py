@@ -57,7 +57,7 @@ def test_a_conversation_in_a_terminal(_talk: Path) -> None:
         screen.type("\x1b[A")  # the line before, from the history
         place = screen.wait_for("Tell me more.", since=place)
         screen.type("\x15\x04")  # the line is emptied; Ctrl-D leaves
-        assert screen.process.wait(60) == 0
+        assert screen.process.wait(PATIENCE) == 0
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_an_interrupt_at_the_prompt_leaves_and_without_colour_there_is_none(_tal
         screen.wait_for("\n> ")
         assert "\x1b" not in screen.raw.partition("/help")[2]
         screen.type("\x03")
-        assert screen.process.wait(60) == 0
+        assert screen.process.wait(PATIENCE) == 0
 
 
 @pytest.mark.slow
