@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lora_dpo.cluster.diagnosis import Diagnosis, NodeReport, diagnose
-from lora_dpo.cluster.job import RUN, STAGE, Job, TrainingJob
+from lora_dpo.cluster.job import RUN, STAGE, Job, TrainingJob, kept_recipe
 from lora_dpo.cluster.output import Unfailing
 from lora_dpo.cluster.record import Record
 from lora_dpo.cluster.requeue import Attempt, Cause, Decision, Policy, decide
@@ -29,7 +29,9 @@ from lora_dpo.console import STOPPED_EXIT_CODE, errors_end_the_program, note
 from lora_dpo.errors import UserError
 from lora_dpo.files import remove
 from lora_dpo.recipe.folds import check_is_one_training
+from lora_dpo.recipe.loading import load_recipe
 from lora_dpo.recipe.run_folder import RunFolder
+from lora_dpo.recipe.schema import RunSection
 
 ENDED_BY_SLURM = "the end of the job"
 """What the batch script was asked by when Slurm was ending the job already."""
@@ -42,6 +44,8 @@ _CAUSES: dict[str, Cause] = {
     ENDED_BY_SLURM: "ended by Slurm",
 }
 """What a training says that it was stopped by where nobody wished it; anything else is a wish, in a stop file."""
+_SAYS_NOTHING = ("SIGTERM", "SIGUSR1", "a stop file")
+"""Reasons of a training beside which the batch script knows better: it has sent them itself, or heard why."""
 _WAITS_SECONDS = 120
 _GIVEN_UP_BEFORE = "An earlier job of this chain has given up"
 
@@ -61,9 +65,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _begin(words: Sequence[str]) -> int:
-    """Prints the stop file, if there is anything to do."""
+    """Prints the stop file and the recipe to go on with, a line each, if there is anything to do."""
     Policy.of()
-    training = TrainingJob.of(words)
+    training = TrainingJob.of(_as_it_began(words))
     job, recipe, run = training.job, training.recipe, training.run
     check_is_one_training(recipe)
     _write_down_what_vanished(job, training.newest_step())
@@ -85,7 +89,17 @@ def _begin(words: Sequence[str]) -> int:
     goes_on = f", from step {step} on" if step else ""
     note(f"Job {job.id}{again}: {job.stage} of {run.path} on {', '.join(job.nodes)}{goes_on}. Logs: {job.logs}")
     print(run.stop_file.absolute())
+    print(training.freeze().absolute())
     return 0
+
+
+def _as_it_began(words: Sequence[str]) -> Sequence[str]:
+    """Returns the recipe that an earlier start of this job has kept, in place of a file that may have been edited."""
+    folder = RunSection.model_fields["folder"].default
+    with suppress(UserError):
+        folder = load_recipe(words[0], words[1:]).run.folder
+    kept = sorted(Path(folder).glob(f"*/slurm/{kept_recipe()}"))
+    return [str(kept[0])] if len(kept) == 1 and int(os.environ.get("SLURM_RESTART_COUNT") or 0) else words
 
 
 def _ended(words: Sequence[str]) -> int:
@@ -115,16 +129,16 @@ def judge(training: TrainingJob, reports: Sequence[NodeReport], code: int, asked
     if training.run.is_finished(training.recipe):
         return Attempt("done", "The run is complete."), ""
     codes = {report.exit_code for report in reports}
-    if UserError.exit_code in codes:
+    all_said = {report.node for report in reports} >= set(training.job.nodes)
+    if UserError.exit_code in codes or (code == UserError.exit_code and not all_said):
         told = next((report.told for report in reports if report.told), "There is a mistake to mend; the log has it.")
         return Attempt("mistake", told, UserError.exit_code), ""
     failed = codes - {0, STOPPED_EXIT_CODE}
-    all_said = {report.node for report in reports} >= set(training.job.nodes)
     # It is written when the checkpoint is there. Launchers that Slurm ends as well may fail after that.
     reason = _stopped_by(training.run)
     if reason or (STOPPED_EXIT_CODE in codes and not failed and all_said):
         reason = reason or next((report.told for report in reports if report.told), asked)
-        cause = _CAUSES.get(reason, "asked") if reason not in ("SIGTERM", "SIGUSR1") or not asked else _CAUSES[asked]
+        cause = _CAUSES[asked] if asked and reason in _SAYS_NOTHING else _CAUSES.get(reason, "asked")
         return Attempt(cause, f"Stopped by {reason or 'a stop file'}, in order.", STOPPED_EXIT_CODE), ""
     if asked:
         words = f"Ended by {asked}, before it could save."

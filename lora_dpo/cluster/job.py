@@ -11,7 +11,8 @@ from typing import Any, cast, get_args
 
 from lora_dpo.cluster.record import Event, Record
 from lora_dpo.errors import UserError, did_you_mean
-from lora_dpo.recipe.loading import load_recipe
+from lora_dpo.files import write_text
+from lora_dpo.recipe.loading import load_recipe, to_yaml
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.recipe.schema import Recipe, Stage
 from lora_dpo.recipe.stages import stage_recipe
@@ -21,6 +22,7 @@ CHAIN = "LORA_DPO_CHAIN"
 RUN = "LORA_DPO_RUN"
 NODES = "LORA_DPO_NODES"
 """The nodes' names, which the batch script asks Slurm for: in a container there may be no Slurm to ask."""
+_KEPT_HEAD = "# What this job was started with, defaults included; it reads this file when it is started again.\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +100,24 @@ class Job:
         return [event for event in events if event.get("job") == self.id]
 
 
+def kept_recipe() -> str:
+    """Returns the name of the file with this job's recipe, in the folder `slurm` of its run."""
+    return f"recipe-{os.environ.get('SLURM_JOB_ID', '0')}.yaml"
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
     """A start of a job that trains.
 
     Attributes:
         job: The start.
-        recipe: The recipe of its stage.
+        whole: The recipe of all stages.
+        recipe: That of its stage.
         run: The run of its stage.
     """
 
     job: Job
+    whole: Recipe
     recipe: Recipe
     run: RunFolder
 
@@ -137,7 +146,14 @@ class TrainingJob:
             )
         whole = load_recipe(words[0], words[1:])
         recipe = stage_recipe(whole, cast(Stage, stage))
-        return cls(Job.of(stage, RunFolder.of(whole), environment), recipe, RunFolder.of(recipe))
+        return cls(Job.of(stage, RunFolder.of(whole), environment), whole, recipe, RunFolder.of(recipe))
+
+    def freeze(self) -> Path:
+        """Keeps the recipe as the job has read it, for its other processes and for when it is started again."""
+        file = RunFolder.of(self.whole).slurm / kept_recipe()
+        if not file.exists():
+            write_text(file, _KEPT_HEAD + to_yaml(self.whole))
+        return file
 
     def newest_step(self) -> int:
         """Returns the optimizer step of the newest whole checkpoint, 0 for none."""

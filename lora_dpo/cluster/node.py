@@ -19,7 +19,7 @@ from lora_dpo.cluster.launch import Launch, plan_launch
 from lora_dpo.cluster.nodes import Nodes, interface_towards
 from lora_dpo.cluster.output import Output
 from lora_dpo.cluster.supervise import NodeEnd, run_node
-from lora_dpo.console import STOPPED_EXIT_CODE
+from lora_dpo.console import STOPPED_EXIT_CODE, errors_end_the_program
 from lora_dpo.errors import UserError
 
 _PROCESSES = "PROCESSES_PER_NODE"
@@ -36,6 +36,11 @@ def main(words: Sequence[str] | None = None) -> int:
         the middle of leaving. The code itself goes into a file that `batch ended` reads.
     """
     words = list(sys.argv[1:] if words is None else words)
+    with errors_end_the_program():
+        return _run(words)
+
+
+def _run(words: Sequence[str]) -> int:
     training = TrainingJob.of(words)
     job = training.job
     nodes = Nodes.of()
@@ -65,9 +70,10 @@ def plan(training: TrainingJob, words: Sequence[str], nodes: Nodes) -> Launch:
     each = os.environ.get(_PROCESSES)
     if each is not None and not (each.isdecimal() and int(each)):
         raise UserError(f"{_PROCESSES}={each} is no number of processes.", fix=f"Set {_PROCESSES}=2, or leave it out.")
-    if each is None and gpu_count() == 0 and nodes.count > 1:
+    given = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
+    if each is None and gpu_count() == 0 and (nodes.count > 1 or given):
         raise UserError(
-            f"There is no GPU on {nodes.name}.",
+            f"There is no GPU on {nodes.name}" + (f", where Slurm has given the job {given}." if given else "."),
             fix=f"Ask for some, as with `sbatch --gpus-per-node=4`; or set {_PROCESSES} to train on the CPUs.",
         )
     launch = plan_launch(training.recipe, words, processes=int(each) if each else None, nodes=nodes)

@@ -115,6 +115,8 @@ def decide(attempt: Attempt, earlier: Iterable[Attempt], policy: Policy) -> Deci
         return Decision("done", attempt.words, 0)
     if attempt.cause == "mistake":
         return Decision("stop", f"{attempt.words} Starting again would not mend that.", code)
+    if attempt.cause == "ended by Slurm" and policy.mode == "chain":  # as what vanished: there was only time to say so
+        return Decision("chain", f"{attempt.words} The next job of the chain goes on.", code or STOPPED_EXIT_CODE)
     if attempt.cause in ("asked", "ended by Slurm"):
         return Decision("stop", attempt.words, code or STOPPED_EXIT_CODE)
     attempts = [*earlier, attempt]

@@ -19,6 +19,7 @@ from lora_dpo.recipe.run_folder import RunFolder
 
 WORDS = ["recipe.yaml", "run.name=mine"]
 RUN = RunFolder(Path("runs/mine"))
+KEPT = RUN.slurm / "recipe-7.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -70,12 +71,24 @@ def test_a_job_begins(capfd):
     RUN.path.mkdir(parents=True)
     RUN.stop_file.write_text("of an earlier job")
     assert begin() == 0
-    assert capfd.readouterr().out == f"{RUN.stop_file.absolute()}\n"
+    assert capfd.readouterr().out == f"{RUN.stop_file.absolute()}\n{KEPT.absolute()}\n"
+    assert load_recipe(KEPT) == load_recipe(WORDS[0], WORDS[1:])
     assert not RUN.stop_file.exists()
     assert {key: last()[key] for key in ("event", "job", "array_task", "restart", "nodes", "stage", "from_step")} == {
         "event": "started", "job": "7", "array_task": None, "restart": 0, "nodes": ["node1", "node2"], "stage": "dpo",
         "from_step": 0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("edited", ["run: {name: other}", "run: {name: half", "model: {name: m}\nrun: {folder: there}"])
+def test_started_again_it_reads_what_it_was_started_with(edited: str, job, capfd):
+    begin()
+    Path("recipe.yaml").write_text(edited)
+    job(SLURM_RESTART_COUNT="1")
+    capfd.readouterr()
+    assert batch.main(["begin", "recipe.yaml"]) == 0
+    assert capfd.readouterr().out.splitlines() == [str(RUN.stop_file.absolute()), str(KEPT.absolute())]
+    assert [event["restart"] for event in Record(RUN).events() if event["event"] == "started"] == [0, 1]
 
 
 def test_there_is_nothing_to_do_for_a_run_that_is_complete(capfd):
@@ -140,6 +153,7 @@ def stopped(reason: str, *, in_stopped_json: bool = True) -> None:
         ("train.max_hours", "", "time limit", "requeue"),
         ("lora-dpo cancel", "", "asked", "stop"),
         ("a stop file", "", "asked", "stop"),
+        ("a stop file", "preemption", "preemption", "requeue"),  # a full disk took the words
     ],
 )
 def test_a_stop_in_order(reason: str, asked: str, cause: str, action: str, in_stopped_json: bool, capfd):
@@ -189,6 +203,13 @@ def test_a_mistake_is_not_tried_again(capfd):
     capfd.readouterr()
     assert ended(2) == 2
     assert "The job ends: Unknown column 'x'. Starting again would not mend that." in capfd.readouterr().err
+
+
+def test_a_mistake_on_a_node_that_could_write_nothing_down(capfd):
+    begin()
+    reports(NodeReport("node1", 1))
+    assert ended(2) == 2
+    assert (last()["cause"], last()["requeued"]) == ("mistake", False)
 
 
 def test_three_failures_in_a_row(job, capfd):

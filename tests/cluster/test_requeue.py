@@ -23,6 +23,7 @@ def attempt(cause: Cause, **values) -> Attempt:
         ("mistake", "chain", "stop", 2),
         ("asked", "requeue", "stop", 85),
         ("ended by Slurm", "requeue", "stop", 85),
+        ("ended by Slurm", "chain", "chain", 85),
         ("time limit", "requeue", "requeue", 85),
         ("time limit", "chain", "chain", 85),
         ("time limit", "never", "stop", 85),

@@ -108,7 +108,7 @@ class SmallRun:
                 "epochs": 3,
                 "save_steps": SAVE_STEPS,
                 "evals_per_epoch": 2,
-                "hang_timeout": "60s",
+                "hang_timeout": "10m",
             },
             "evaluation": {"samples": 1, "max_new_tokens": 2},
             "run": {"name": "small"},
@@ -170,4 +170,5 @@ class SmallRun:
 
     def checkpoints(self) -> list[int]:
         """Returns the steps that have a checkpoint."""
-        return sorted(int(path.name[5:]) for path in (self.path / "checkpoints").glob("step-*"))
+        manifests = (self.path / "checkpoints").glob("step-*/manifest.json")
+        return sorted(int(file.parent.name[5:]) for file in manifests)

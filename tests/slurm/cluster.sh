@@ -201,10 +201,10 @@ GresTypes=gpu
 # quick reactions, for tests
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
-KillWait=30
-SlurmdTimeout=10
-SlurmctldTimeout=10
-MessageTimeout=10
+KillWait=180
+SlurmdTimeout=60
+SlurmctldTimeout=30
+MessageTimeout=30
 InactiveLimit=0
 MinJobAge=3600
 ReturnToService=2
@@ -236,7 +236,7 @@ EOF
   done >>"$D/etc/slurm.conf"
   cat >>"$D/etc/slurm.conf" <<EOF
 PartitionName=batch   Nodes=node[1-$LSL_NODES] Default=YES PriorityTier=10 PreemptMode=OFF DefaultTime=10 MaxTime=1-0 State=UP
-PartitionName=preempt Nodes=node[1-$LSL_NODES] PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 DefaultTime=10 MaxTime=1-0 State=UP
+PartitionName=preempt Nodes=node[1-$LSL_NODES] PriorityTier=1 PreemptMode=REQUEUE GraceTime=300 DefaultTime=10 MaxTime=1-0 State=UP
 PartitionName=short   Nodes=node[1-$LSL_NODES] PriorityTier=10 PreemptMode=OFF DefaultTime=1 MaxTime=2 MaxNodes=1 State=UP
 EOF
   [[ -z $LSL_EXTRA ]] || cat "$LSL_EXTRA" >>"$D/etc/slurm.conf"
@@ -273,7 +273,7 @@ start_munge() {
   rm -f "$D/munge/socket" "$D/munge/socket.lock"
   spawn munged munged --foreground --force --socket="$D/munge/socket" --key-file="$D/munge/key" \
     --pid-file="$D/run/munged.pid" --seed-file="$D/munge/seed" --num-threads=4
-  wait_for 10 munged munge -S "$D/munge/socket" -n || { tail -5 "$D/log/munged.out" >&2; return 1; }
+  wait_for 60 munged munge -S "$D/munge/socket" -n || { tail -5 "$D/log/munged.out" >&2; return 1; }
 }
 sql() { mariadb --no-defaults --socket="$D/mysql.sock" -uroot "$@"; }
 start_dbd() {
@@ -352,9 +352,9 @@ do_start() {
   start_munge || die "munged did not start ($D/log/munged.out)"
   [[ $LSL_ACCT != dbd ]] || start_dbd || die "accounting did not start"
   spawn slurmctld slurmctld -D -c
-  wait_for 20 slurmctld scontrol ping || { tail -20 "$D/log/slurmctld.log" >&2; die "slurmctld did not start"; }
+  wait_for 120 slurmctld scontrol ping || { tail -20 "$D/log/slurmctld.log" >&2; die "slurmctld did not start"; }
   for n in $(nodes); do start_node "$n"; done
-  wait_for 40 'all nodes idle' nodes_ready || { sinfo -N -l >&2; tail -n 5 "$D"/log/slurmd-*.log "$D"/log/node*.out >&2; die "nodes did not come up"; }
+  wait_for 180 'all nodes idle' nodes_ready || { sinfo -N -l >&2; tail -n 5 "$D"/log/slurmd-*.log "$D"/log/node*.out >&2; die "nodes did not come up"; }
   if [[ $LSL_NET = ns ]] && ((LSL_NODES > 1)); then   # Docker's firewall rules can cut bridged traffic
     nsenter --net="/run/netns/$ID-node1" timeout 5 bash -c "exec 3<>/dev/tcp/$(addr_of node2)/$((LSL_PORT + 1))" 2>/dev/null ||
       die "node1 can not reach node2 (net.bridge.bridge-nf-call-iptables with a FORWARD policy of DROP?): fix that, or set LSL_NET=flat"
@@ -418,8 +418,8 @@ case $VERB in
   missing)   missing_packages ;;
   restart-controller)
              lock; [[ -r $D/settings ]] || die "not running"
-             stop_one slurmctld TERM 10; spawn slurmctld slurmctld -D
-             wait_for 20 slurmctld scontrol ping || die "slurmctld did not start again" ;;
+             stop_one slurmctld TERM 60; spawn slurmctld slurmctld -D
+             wait_for 120 slurmctld scontrol ping || die "slurmctld did not start again" ;;
   env)       printf 'export SLURM_CONF=%q LSL_DIR=%q\n' "$SLURM_CONF" "$D" ;;
   node-down|node-up)
              lock; [[ -r $D/settings ]] || die "not running"

@@ -34,9 +34,11 @@ def crash_node(run: ClusterRun) -> None:
     node = run.nodes.split(",")[-1]
     run.cluster.node_down(node)
     run.cluster.wait(run.job, ["PENDING"])
+    run.cluster.run("scontrol", "hold", run.job)
     run.cluster.node_up(node)
     # Slurm repeats after a minute what the node could not hear: to end the job. That must not hit the next start.
     run.cluster.run("scontrol", "update", f"JobId={run.job}", "StartTime=now+75")
+    run.cluster.run("scontrol", "release", run.job)
     run.cluster.wait(run.job, ["RUNNING"])
     start_again(run)
 
@@ -74,5 +76,5 @@ def _waits_or_ended(run: ClusterRun) -> bool:
     soon = (datetime.now() + timedelta(seconds=30)).isoformat()
     if state == "PENDING" and starts != "Unknown" and starts > soon:
         # Not at once: in the second in which a node ends a job, it refuses to start it ("credential revoked").
-        run.cluster.run("scontrol", "update", f"JobId={run.job}", "StartTime=now+4")
+        run.cluster.run("scontrol", "update", f"JobId={run.job}", "StartTime=now+10")
     return state in ENDED

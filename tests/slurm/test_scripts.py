@@ -40,4 +40,4 @@ def test_each_variable_is_documented():
     readme = (resources.folder("slurm") / "README.md").read_text(encoding="utf-8")
     for script in BATCH:
         for name in re.findall(_VARIABLE, script.read_text(encoding="utf-8")):
-            assert f"`{name}" in readme or name == "LORA_DPO_NODES", name
+            assert f"`{name}`" in readme or name == "LORA_DPO_NODES", name
