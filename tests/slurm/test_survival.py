@@ -89,12 +89,21 @@ def full_log_disk(run: ClusterRun) -> None:
 
 
 def chain(run: ClusterRun) -> None:
+    first_of_chain(run, "--batch", "--signal=USR1")  # as in `warned`
+
+
+def killed_chain(run: ClusterRun) -> None:
+    first_of_chain(run)
+
+
+def first_of_chain(run: ClusterRun, *flags: str) -> None:
+    """Ends the first job of a chain of three by scancel with these flags."""
     chained = {"LORA_DPO_REQUEUE": "chain", "LORA_DPO_CHAIN": "one"}
     first = run.submit(**chained)
     for _ in range(2):
         run.submit(f"--dependency=afterany:{run.job}", **chained)
     run.at_step(STEP)
-    run.cluster.run("scancel", "--batch", "--signal=USR1", first)  # as in `warned`
+    run.cluster.run("scancel", *flags, first)
     run.ended()
 
 
@@ -125,7 +134,7 @@ def scancel(run: ClusterRun) -> None:
 
 SCENARIOS: tuple[Callable[[ClusterRun], None], ...] = (
     undisturbed, dead_node, warned, time_limit, preemption, requeued_by_slurm, cancelled_step, killed_rank,
-    restarted_controller, full_log_disk, chain, three_failures, stop_file, scancel,
+    restarted_controller, full_log_disk, chain, killed_chain, three_failures, stop_file, scancel,
 )  # fmt: skip
 
 
@@ -162,6 +171,7 @@ ENDS = {
     dead_node: [("vanished", True, None), ("done", False, 0)],
     restarted_controller: [("done", False, 0)],
     chain: [("time limit", False, STOPPED), ("done", False, 0), ("done", False, 0)],
+    killed_chain: [("ended by Slurm", False, STOPPED), ("done", False, 0), ("done", False, 0)],
     stop_file: [("asked", False, STOPPED), ("done", False, 0)],
 }
 

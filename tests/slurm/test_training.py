@@ -86,6 +86,24 @@ def test_a_mistake_is_said_once_and_not_tried_again(cluster: Cluster, tiny_model
     assert not run.path.exists()
 
 
+SEES = """#!/bin/bash
+[[ "$*" != *cluster.node* ]] || echo "$CUDA_VISIBLE_DEVICES" >"${0%/*}/seen"
+exec "$@"
+"""
+
+
+def test_gpus_that_are_asked_for_as_a_gres_reach_the_processes(cluster: Cluster, tiny_models, tmp_path: Path):
+    wrapper = tmp_path / "sees"
+    wrapper.write_text(SEES)
+    wrapper.chmod(0o755)
+    run = ClusterRun(cluster, tmp_path, tiny_models("llama"))
+    run.nodes = "node3"
+    words = ("train.strategy=single", "train.max_steps=2", "evaluation.samples=0")
+    run.submit("--gres=gpu:2", words=words, LORA_DPO_RUN_WITH=str(wrapper))
+    assert run.ended()["JobState"] == "COMPLETED"
+    assert (tmp_path / "seen").read_text() == "0,1\n"
+
+
 def test_an_array_is_one_run_a_task(cluster: Cluster, tiny_models, tmp_path: Path):
     run = ClusterRun(cluster, tmp_path, tiny_models("llama"))
     run.nodes = "node3"
