@@ -6,13 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from lora_dpo import resources
 from lora_dpo.errors import UserError, did_you_mean, nearest
 from lora_dpo.recipe.schema import ModelSection, Recipe, RunSection
-from lora_dpo.recipe.yaml_source import KeyPath, parse_file, parse_value
+from lora_dpo.recipe.yaml_source import KeyPath, dump, parse_file, parse_value
 
 _COMMAND_LINE = "command line"
 
@@ -127,7 +126,7 @@ def find_recipe(path: str | Path) -> Path:
 
 def to_yaml(recipe: Recipe) -> str:
     """Returns the whole recipe as YAML, every default written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    return dump(recipe.model_dump(mode="json"), width=100)
 
 
 def _parse_override(text: str) -> tuple[KeyPath, Any]:

@@ -1,4 +1,4 @@
-"""Reading YAML as YAML 1.2 does, with the line of every key, so that errors can point at it."""
+"""Reading YAML as YAML 1.2 does, with the line of every key, so that errors can point at it; and writing it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ class _Loader(yaml.SafeLoader):
 
 _FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which also quotes what only YAML 1.2 would take for a number, such as the commit `12e4`."""
+
+
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -32,7 +37,8 @@ for _tag, _pattern, _first in (
     ("int", r"[-+]?[0-9]+", "-+0123456789"),
     ("float", _FLOAT, "-+.0123456789"),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -40,6 +46,16 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+def dump(values: Any, **options: Any) -> str:
+    """Returns values as YAML that readers of 1.1 and of 1.2 take for the same.
+
+    Args:
+        values: Plain values.
+        options: Of `yaml.dump`.
+    """
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **options)
 
 
 def parse_value(text: str, where: str) -> Any:

@@ -13,6 +13,7 @@ from lora_dpo import resources
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.loading import all_keys, find_recipe, load_recipe, to_yaml, with_overrides
 from lora_dpo.recipe.schema import Recipe
+from lora_dpo.recipe.yaml_source import dump
 
 SMALLEST = "model: {name: org/model}\nrun: {name: first}\n"
 SHIPPED = sorted(file.stem for file in resources.folder("recipes").glob("*.yaml"))
@@ -290,14 +291,19 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
+def test_a_commit_that_looks_like_a_number_stays_a_text(recipe) -> None:
+    with pytest.raises(UserError, match="input should be a valid string"):
+        recipe(SMALLEST, "model.revision=12e4")
+    loaded = recipe(SMALLEST, "model.revision='12e4'")
+    assert recipe(to_yaml(loaded)).model.revision == "12e4"
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.fixed_dictionaries({}, optional=VALUES))
 def test_a_recipe_is_the_same_after_being_written_and_read(tmp_path: Path, values: dict[str, Any]) -> None:
     source, resolved = tmp_path / "recipe.yaml", tmp_path / "resolved.yaml"
     source.write_text(SMALLEST, encoding="utf-8")
-    overrides = [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6)}" for key, value in values.items()
-    ]
+    overrides = [f"{key}={dump(value, default_flow_style=True, width=10**6)}" for key, value in values.items()]
     loaded = load_recipe(source, [override.removesuffix("\n").removesuffix("\n...") for override in overrides])
     for key in values.keys() & {"train.learning_rate", "dpo.loss", "model.name", "adapter.targets"}:
         section, name = key.split(".")
