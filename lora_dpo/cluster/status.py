@@ -64,7 +64,8 @@ class JobStatus:
     Attributes:
         job: Its number.
         step: What it does: sft, dpo, merge, push.
-        state: Slurm's word, or one of the record's where Slurm has forgotten it.
+        state: Slurm's word, or one of the record's where Slurm has forgotten it; CHAINED is one that left the rest to
+            the next job of its chain.
         nodes: Its nodes, in Slurm's short form.
         waits_for: Why it waits.
         start: When it started, or is expected to.
@@ -115,6 +116,12 @@ class RunStatus:
     def has_ended(self) -> bool:
         """Whether no job of it waits or runs."""
         return not any(job.is_open for job in self.jobs)
+
+    @property
+    def failed(self) -> JobStatus | None:
+        """The job that the run's end is due to, in a chain its last one; None where all steps came through."""
+        last_of_steps = {job.step: job for job in self.jobs}
+        return next((job for job in last_of_steps.values() if job.state != "COMPLETED"), None)
 
     @property
     def logs(self) -> Path:
@@ -218,6 +225,7 @@ def _job_status(number: str, record: _Known, found: Job | None, *, asked: bool) 
     nodes = next((event["nodes"] for event in reversed(record.events) if event.get("nodes")), [])
     if record.end is not None:
         state = {"done": "COMPLETED", "asked": "STOPPED"}.get(str(last.get("cause")), "FAILED")
+        state = "CHAINED" if last.get("action") == "chain" else state
         time = _local(last.get("time"))
         return JobStatus(number, record.step, state, ",".join(nodes), end=time, ended=_reason(last))
     if found is None and not asked:  # a controller that restarts ends nothing
