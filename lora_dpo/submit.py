@@ -181,6 +181,8 @@ class _Checks:
         profile, place = find_profile(recipe.slurm.profile)
         if self._is_new("profile", place):
             err.print(f"Profile: {place}", soft_wrap=True)
+        # Where this process fetches, the jobs look. First of all: the Hub's client reads it when it is imported.
+        os.environ.update(caches(profile))
         if (request.chain or 1) > 1:
             profile = profile.model_copy(update={"requeue": "chain"})
         steps, complete = _open_steps(recipe, request.through)
@@ -191,7 +193,6 @@ class _Checks:
         if "push" in steps:
             check_may_push(recipe, offline=profile.offline)
         said = [ask_slurm(job, self._environment) for job in _as_in_use(plan)]
-        os.environ.update(caches(profile))  # where this process fetches, the jobs look
         if self._is_new("models", *map(str, hub_ids(recipe))):
             check_models(recipe)
         self._check_data(request, plan, offline=False)

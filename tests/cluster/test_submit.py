@@ -16,6 +16,8 @@ from lora_dpo.recipe.loading import load_recipe
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.submit import Request, Submission, SweepSubmission, submit
 from tests.cluster.conftest import FakeSlurm, record
+from tests.hub.server import Hub
+from tests.process import lora_dpo
 
 RECIPE = """
 model: {name: MODEL}
@@ -259,6 +261,34 @@ def test_offline_nodes_get_what_was_read_without_a_network_before(
     submit(Request(recipe, ("slurm.profile=site.yaml",)))
     assert [call.get("HF_HUB_OFFLINE") for call in quick] == [None, "1"]
     assert fake_slurm.environment()["LORA_DPO_OFFLINE"] == "1"
+
+
+def test_a_run_that_will_be_published_is_fetched_to_where_its_jobs_look(
+    recipe: str, fake_slurm: FakeSlurm, tiny_models
+) -> None:
+    """In a process of its own: the Hub's client reads where its cache is when it is imported."""
+    server = Hub(Path("hub"), {}).start()
+    try:
+        repository = server.repository("me/tiny")
+        repository.create(private=False)
+        files = {file.name: repository.put_blob(file.read_bytes()) for file in tiny_models("llama").iterdir()}
+        repository.commit("main", "a model", files, parent=None)
+        scratch = Path("scratch").absolute()
+        Path("site.yaml").write_text(f"offline: true\nscratch: {scratch}\n")
+        done = lora_dpo(
+            *("submit", recipe, "model.name=me/tiny", "hub.repo=me/mine", "hub.license=apache-2.0"),
+            *("--profile", "site.yaml"),
+            cwd=Path.cwd(),
+            **{"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"},
+            HF_HOME=str(Path("home").absolute()),
+        )
+    finally:
+        server.stop()
+    assert done.returncode == 0, done.stderr
+    (weights,) = scratch.glob("huggingface/hub/models--me--tiny/snapshots/*/model.safetensors")
+    assert weights.read_bytes() == (tiny_models("llama") / "model.safetensors").read_bytes()
+    assert not list(Path("home").rglob("models--*"))
+    assert fake_slurm.environment()["HF_HUB_CACHE"] == str(scratch / "huggingface" / "hub")
 
 
 def test_a_sweep_is_a_run_a_value_and_a_table_after_all(recipe: str, fake_slurm: FakeSlurm, quick: list) -> None:
