@@ -313,6 +313,20 @@ def test_a_sweep_is_a_run_a_value_and_a_table_after_all(recipe: str, fake_slurm:
     assert sweep["runs"][1] == {"run": names[1], "values": {"dpo.beta": "0.05", "dpo.loss": "[sigmoid,sft]"}}
 
 
+def test_runs_of_a_sweep_do_not_replace_each_other_on_the_hub(recipe: str, fake_slurm: FakeSlurm, quick: list) -> None:
+    array = ("dpo.beta=0.05,0.2",)
+    words = refused(recipe, "hub.repo=me/mine", array=array)
+    assert "All 2 runs of the sweep would be published, several of them in one repository (me/mine)" in words
+    assert "--through merge" in words
+    assert "several of them in one repository" in refused(
+        recipe, "hub.repo=me/mine", array=(*array, "hub.repo=me/a,me/b")
+    )
+    assert fake_slurm.calls() == []
+    done = submit(Request(recipe, ("hub.repo=me/mine",), through="merge", array=array, dry_run=True))
+    assert isinstance(done, SweepSubmission)
+    assert [job.step for run in done.runs for job in run.plan.jobs] == ["dpo", "merge"] * 2
+
+
 def test_of_a_sweep_all_or_nothing_is_submitted(recipe: str, fake_slurm: FakeSlurm, quick: list) -> None:
     (fake_slurm.folder / "refuse").write_text("102")
     with pytest.raises(UserError, match="cancelled again: 101"):
