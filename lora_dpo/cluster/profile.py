@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lora_dpo import resources
+from lora_dpo.cluster.requeue import Mode
 from lora_dpo.errors import UserError, did_you_mean
 from lora_dpo.recipe.loading import checked
 from lora_dpo.recipe.schema import PositiveInt, Section
 from lora_dpo.recipe.types import one_is_a_list
 from lora_dpo.recipe.yaml_source import parse_file
 
-Requeue = Literal["requeue", "chain", "never"]
 _SECRET = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY)(?:_|$)", re.IGNORECASE)
 _OWN_FLAGS = {
     "--job-name": "run.name", "-J": "run.name", "--nodes": "slurm.nodes", "-N": "slurm.nodes",
@@ -77,7 +77,7 @@ class Profile(Section):
     offline: bool = Field(
         False, description="Nodes have no network: models and data are fetched on the login node, before the job waits."
     )
-    requeue: Requeue = Field(
+    requeue: Mode = Field(
         "requeue",
         description="What becomes of a job that is preempted, or that its time ends before it is through: it waits "
         "again (requeue), a next one that waits already goes on (chain), or it ends (never).",

@@ -15,6 +15,7 @@ from typing import Any
 from dotenv import dotenv_values, find_dotenv
 
 from lora_dpo.cluster.freezing import code_version, freeze
+from lora_dpo.cluster.job import CHAIN
 from lora_dpo.cluster.planning import Plan, PlannedJob
 from lora_dpo.cluster.profile import is_secret
 from lora_dpo.cluster.record import Record
@@ -32,7 +33,8 @@ SUBMISSION = "submission.json"
 def job_environment(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """Returns the environment that jobs are submitted from, and the names of the secrets in it.
 
-    Slurm keeps a copy of it with each job, so a secret that the job finds in `.env` by itself is left out.
+    Slurm keeps a copy of it with each job, so a secret that the job finds in `.env` by itself is left out. So is the
+    word of a chain that was submitted by hand, which these jobs do not belong to.
     """
     file = find_dotenv(usecwd=True)
     found = dotenv_values(file) if file else {}
@@ -40,7 +42,7 @@ def job_environment(environment: Mapping[str, str]) -> tuple[dict[str, str], lis
     kept = {
         name: value
         for name, value in without_job_variables(environment).items()
-        if not (name in TOKEN_NAMES and value in in_file)
+        if name != CHAIN and not (name in TOKEN_NAMES and value in in_file)
     }
     # What submits is what runs, however its Python was called; a profile's setup may still choose another.
     kept["PATH"] = os.pathsep.join(
@@ -61,7 +63,7 @@ def ask_slurm(job: PlannedJob, environment: Mapping[str, str]) -> str:
         UserError: It would not; the message has Slurm's own words.
     """
     # Without the jobs that it waits for, which are not there yet.
-    command = replace(job, after_success=(), after_end=(), singleton=False).command((), "--test-only")
+    command = replace(job, after_success=(), after_end=()).command((), "--test-only")
     result = run_command(command, {**environment, **job.environment})
     if result.returncode:
         raise UserError(

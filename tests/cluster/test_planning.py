@@ -114,10 +114,10 @@ def test_a_chain_waits_for_its_own_end_and_never_begins_after_a_failure_before_i
     plan = plan_jobs(recipe(), Profile(requeue="chain"), ["sft", "dpo", "merge"], FROZEN, chain=2)
     depends = [[word for word in words(plan, place) if word.startswith("--dep")] for place in range(5)]
     assert depends == [
-        ["--dependency=singleton"],
-        ["--dependency=afterany:1,singleton"],
-        ["--dependency=afterok:2,singleton"],
-        ["--dependency=afterok:2,afterany:3,singleton"],
+        [],
+        ["--dependency=afterany:1"],
+        ["--dependency=afterok:2"],
+        ["--dependency=afterok:2,afterany:3"],
         ["--dependency=afterok:4"],
     ]
     assert [job.step for job in plan.jobs] == ["sft", "sft", "dpo", "dpo", "merge"]
@@ -126,6 +126,15 @@ def test_a_chain_waits_for_its_own_end_and_never_begins_after_a_failure_before_i
     assert chains[2] == chains[3] != chains[0]
     assert chains[4] is None
     assert all("--no-requeue" in words(plan, place) for place in range(5))
+    # The last job of a chain, and one that is in none, has no next job to leave anything to.
+    assert [job.environment["LORA_DPO_REQUEUE"] for job in plan.jobs] == ["chain", "never", "chain", "never", "never"]
+
+
+def test_without_a_next_job_nothing_is_left_to_it() -> None:
+    plan = plan_jobs(recipe(), Profile(requeue="chain"), ["dpo", "merge"], FROZEN)
+    table = plan_table(plan, Path("/w/runs/r-sweep-beta"), [0])
+    assert {job.environment["LORA_DPO_REQUEUE"] for job in (*plan.jobs, table)} == {"never"}
+    assert plan_jobs(recipe(), Profile(), ["merge"], FROZEN).jobs[0].environment["LORA_DPO_REQUEUE"] == "requeue"
 
 
 def test_offline_a_push_is_prepared() -> None:

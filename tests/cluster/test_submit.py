@@ -199,7 +199,7 @@ def test_chain_means_no_requeue(recipe: str, fake_slurm: FakeSlurm, quick: list)
     assert done.numbers == ["101", "102", "103", "104"]
     jobs = fake_slurm.submitted()
     assert all("--no-requeue" in job for job in jobs)
-    assert "--dependency=afterany:102,singleton" in jobs[2]
+    assert "--dependency=afterany:102" in jobs[2]
     assert "--dependency=afterok:103" in jobs[3]
 
 
@@ -233,8 +233,10 @@ def test_the_job_gets_this_python_and_no_variables_of_another_job(
     recipe: str, fake_slurm: FakeSlurm, quick: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "5")
-    submit(Request(recipe))
+    monkeypatch.setenv("LORA_DPO_CHAIN", "mine")
+    submit(Request(recipe, through="dpo"))
     environment = fake_slurm.environment()
+    assert "LORA_DPO_CHAIN" not in environment
     assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert "SLURM_JOB_ID" not in environment
     assert environment["LORA_DPO_CODE"].endswith("runs/small/slurm/code")
