@@ -119,16 +119,18 @@ def submit(request: Request) -> Submission | SweepSubmission:
         submission = checks.check(request)
         if not request.dry_run:
             checks.fetch(submission)
-            submission.numbers = submitter.plan(submission.plan)
+            with submitter.all_or_none():
+                submission.numbers = submitter.plan(submission.plan)
         return submission
     sweep, write = _checked_sweep(request, checks)
     if not request.dry_run:
         for run in sweep.runs:
             checks.fetch(run)
         write()
-        for run in sweep.runs:
-            run.numbers = submitter.plan(run.plan)
-        sweep.number = submitter.job(sweep.table, submitter.numbers, RunFolder(sweep.folder))
+        with submitter.all_or_none():
+            for run in sweep.runs:
+                run.numbers = submitter.plan(run.plan)
+            sweep.number = submitter.job(sweep.table, submitter.numbers, RunFolder(sweep.folder))
     return sweep
 
 

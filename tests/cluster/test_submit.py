@@ -120,6 +120,44 @@ def test_jobs_before_one_that_is_refused_are_taken_back(recipe: str, fake_slurm:
     assert fake_slurm.calls("scancel") == [["101"]]
 
 
+def test_jobs_before_one_that_is_never_answered_are_taken_back_and_so_is_that_one(
+    recipe: str, fake_slurm: FakeSlurm, quick: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_dpo.cluster.slurm_client._ANSWERS_WITHIN_SECONDS", 20.0)
+    (fake_slurm.folder / "hang").write_text("102")
+    logs = Path("runs/small/slurm/logs").absolute()
+    for job, folder in (("90", "/elsewhere/runs/small/slurm/logs"), ("102", logs)):
+        waits = {"JobId": job, "JobState": "PENDING", "JobName": "small-merge", "StdOut": f"{folder}/merge-{job}.out"}
+        fake_slurm.knows(job, "completed", **waits)
+    with pytest.raises(UserError, match="sbatch has not answered for 20 seconds") as error:
+        submit(Request(recipe, through="merge"))
+    assert "cancelled again: 101, 102" in str(error.value)
+    assert fake_slurm.calls("scancel") == [["101", "102"]]
+
+
+def test_ctrl_c_and_a_full_disk_leave_no_job_behind(
+    recipe: str, fake_slurm: FakeSlurm, quick: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, error in (("101", KeyboardInterrupt()), ("102", OSError(28, "No space left on device"))):
+
+        def fail(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr("lora_dpo.cluster.submission._write_submission", fail)
+        with pytest.raises(type(error)):
+            submit(Request(recipe, through="dpo"))
+        assert f"cancelled again: {number}" in capsys.readouterr().err
+        assert fake_slurm.calls("scancel")[-1] == [number]
+
+
+def test_jobs_that_cannot_be_taken_back_are_named(recipe: str, fake_slurm: FakeSlurm, quick: list) -> None:
+    (fake_slurm.folder / "refuse").write_text("102")
+    (fake_slurm.folder / "down").touch()
+    with pytest.raises(UserError, match="Slurm refused the job merge") as error:
+        submit(Request(recipe, through="merge"))
+    assert "do it by hand: scancel 101" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
