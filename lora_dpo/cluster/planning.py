@@ -25,6 +25,8 @@ _TRAINING: tuple[str, ...] = ("sft", "dpo")
 _NAME = "--job-name="
 _LONGEST_AFTERWARDS = timedelta(hours=2)
 """Wall time of a job that trains nothing: it takes minutes, and a short job starts sooner."""
+_WARNING_AFTERWARDS = 60
+"""Seconds before its end at which such a job is warned: it keeps what it has done as it goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,11 @@ def _words(plan: Plan, step: Step) -> tuple[str, ...]:
     return (*words, "--prepare") if step == "push" and plan.profile.offline else tuple(words)
 
 
+def _warning(time: timedelta, seconds: int) -> int:
+    """Returns how many seconds before its end a job is warned: one that is warned as it begins would do nothing."""
+    return max(1, min(seconds, int(time.total_seconds()) // 4))
+
+
 def _flags(plan: Plan, step: str) -> tuple[str, ...]:
     recipe, profile, size = plan.recipe, plan.profile, plan.size
     training = step in _TRAINING
@@ -237,14 +244,14 @@ def _flags(plan: Plan, step: str) -> tuple[str, ...]:
         f"--nodes={size.nodes if training else 1}",
         "--ntasks-per-node=1",
         f"--time={format_duration(time)}",
+        f"--signal=B:USR1@{_warning(time, profile.warn_seconds if training else _WARNING_AFTERWARDS)}",
     ]
     # The scripts' default is one GPU, which a --gres alone would not replace.
     by_gres = profile.gpu_flag == "gres"
     flags.append(f"--gpus-per-node={f'{kind}{gpus}' if gpus and not by_gres else 0}")
     if gpus and by_gres:
         flags.append(f"--gres=gpu:{kind}{gpus}")
-    if profile.cpus_per_gpu is not None:
-        flags.append(f"--cpus-per-task={profile.cpus_per_gpu * processes}")
+    flags.append(f"--cpus-per-task={profile.cpus_per_gpu * processes}")
     for name, value in (
         ("mem", profile.mem),
         ("partition", recipe.slurm.partition or profile.partition),
