@@ -198,6 +198,30 @@ def test_what_the_job_could_not_say_itself_slurm_says(
     assert headline(status_of(run)) == f"dpo ended: {words}"
 
 
+@pytest.mark.parametrize(
+    ("event", "state", "seconds_ago", "is_open"),
+    [
+        ({"event": "ended", "requeued": True}, "COMPLETED", 5, True),
+        ({"event": "ended", "requeued": True}, "FAILED", 60, False),
+        ({"event": "ended", "requeued": True}, "CANCELLED", 5, False),
+        ({"event": "started"}, "NODE_FAIL", 5, True),
+        ({"event": "started"}, "PREEMPTED", 60, False),
+        ({"event": "started"}, "OUT_OF_MEMORY", 5, False),
+    ],
+)
+def test_a_job_between_two_starts_has_not_ended(
+    run: RunFolder, fake_slurm: FakeSlurm, event: dict, state: str, seconds_ago: int, is_open: bool
+) -> None:
+    record(run.path, {"job": "101", "cause": "preemption", **event})
+    end = datetime.now() - timedelta(seconds=seconds_ago)
+    fake_slurm.knows("101", "completed", JobState=state, EndTime=f"{end:%Y-%m-%dT%H:%M:%S}")
+    fake_slurm.knows("102", "cancelled_dependency")
+    status = status_of(run)
+    assert status.has_ended != is_open
+    if is_open:
+        assert headline(status) == "dpo waits again (Slurm is putting it back into the queue)"
+
+
 def test_without_accounts_a_job_that_slurm_has_forgotten_is_unknown(run: RunFolder, fake_slurm: FakeSlurm) -> None:
     record(run.path, {"event": "started", "job": "101", "nodes": ["node1"]})
     status = status_of(run)
