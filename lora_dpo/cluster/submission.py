@@ -142,7 +142,10 @@ class Submitter:
         try:
             result = run_command(job.command(numbers, "--parsable"), {**self._environment, **job.environment})
         except BaseException:  # Slurm may have taken it before it was too late to say so
-            self.numbers += [number for number in _unheard_of(job, logs) if number not in self.numbers]
+            unheard_of = [number for number in _in_queue(job, logs) if number not in self.numbers]
+            if not unheard_of:
+                note(f"Slurm may still take the job {job.step}. See whether it has: squeue --me --name={job.name}")
+            self.numbers += unheard_of
             raise
         found = _NUMBER.search(result.stdout)
         if result.returncode or found is None:
@@ -164,8 +167,8 @@ class Submitter:
         return f"The jobs before it could not be cancelled, so do it by hand: scancel {' '.join(self.numbers)}"
 
 
-def _unheard_of(job: PlannedJob, logs: Path) -> list[str]:
-    """Returns the numbers of jobs of a name whose output goes to these logs, as far as Slurm answers."""
+def _in_queue(job: PlannedJob, logs: Path) -> list[str]:
+    """Returns the numbers of the jobs of its name whose output goes to these logs, as far as Slurm answers."""
     try:
         return [found.id for found in find_named(job.name) if Path(found.log).parent == logs]
     except NoSlurmError:

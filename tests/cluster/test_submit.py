@@ -135,6 +135,17 @@ def test_jobs_before_one_that_is_never_answered_are_taken_back_and_so_is_that_on
     assert fake_slurm.calls("scancel") == [["101", "102"]]
 
 
+def test_a_job_that_slurm_may_still_take_is_named(
+    recipe: str, fake_slurm: FakeSlurm, quick: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lora_dpo.cluster.slurm_client._ANSWERS_WITHIN_SECONDS", 20.0)
+    (fake_slurm.folder / "hang").write_text("101")
+    with pytest.raises(UserError, match="sbatch has not answered for 20 seconds"):
+        submit(Request(recipe))
+    assert "may still take the job dpo. See whether it has: squeue --me --name=small-dpo" in capsys.readouterr().err
+    assert fake_slurm.calls("scancel") == []
+
+
 def test_ctrl_c_and_a_full_disk_leave_no_job_behind(
     recipe: str, fake_slurm: FakeSlurm, quick: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
