@@ -119,16 +119,18 @@ def submit(request: Request) -> Submission | SweepSubmission:
         submission = checks.check(request)
         if not request.dry_run:
             checks.fetch(submission)
-            submission.numbers = submitter.plan(submission.plan)
+            with submitter.all_or_none():
+                submission.numbers = submitter.plan(submission.plan)
         return submission
     sweep, write = _checked_sweep(request, checks)
     if not request.dry_run:
         for run in sweep.runs:
             checks.fetch(run)
         write()
-        for run in sweep.runs:
-            run.numbers = submitter.plan(run.plan)
-        sweep.number = submitter.job(sweep.table, submitter.numbers, RunFolder(sweep.folder))
+        with submitter.all_or_none():
+            for run in sweep.runs:
+                run.numbers = submitter.plan(run.plan)
+            sweep.number = submitter.job(sweep.table, submitter.numbers, RunFolder(sweep.folder))
     return sweep
 
 
@@ -138,6 +140,7 @@ def _checked_sweep(request: Request, checks: _Checks) -> tuple[SweepSubmission, 
     first = [f"{key}={values[0]}" for key, values in axes.items()]
     recipe = load_recipe(request.recipe, (*request.overrides, *first))  # a misspelt key is found here
     found = variants(recipe, axes)
+    _check_repositories(recipe, request.through, axes, len(found))
     runs = []
     for variant in found:
         try:
@@ -153,6 +156,21 @@ def _checked_sweep(request: Request, checks: _Checks) -> tuple[SweepSubmission, 
     ends = list(itertools.accumulate(len(run.plan.jobs) for run in runs))
     table = plan_table(runs[0].plan, folder, [end - 1 for end in ends])
     return SweepSubmission(folder, runs, table), lambda: write_definition(folder, recipe, axes, found)
+
+
+def _check_repositories(recipe: Recipe, through: Through | None, axes: Mapping[str, list[str]], runs: int) -> None:
+    """Refuses a sweep of which several runs would be published in one repository.
+
+    Raises:
+        UserError: They would.
+    """
+    if "push" in _steps(recipe, through) and len(axes.get("hub.repo", ("",))) < runs:
+        raise UserError(
+            f"All {runs} runs of the sweep would be published, several of them in one repository ({recipe.hub.repo}).",
+            why="Each would replace the one before it, and the last to end is not the best.",
+            fix="Leave the push out by --through merge, and publish the one that you choose: lora-dpo push RUN "
+            f"{recipe.hub.repo}",
+        )
 
 
 class CompleteError(UserError):
@@ -181,6 +199,8 @@ class _Checks:
         profile, place = find_profile(recipe.slurm.profile)
         if self._is_new("profile", place):
             err.print(f"Profile: {place}", soft_wrap=True)
+        # Where this process fetches, the jobs look. First of all: the Hub's client reads it when it is imported.
+        os.environ.update(caches(profile))
         if (request.chain or 1) > 1:
             profile = profile.model_copy(update={"requeue": "chain"})
         steps, complete = _open_steps(recipe, request.through)
@@ -191,7 +211,6 @@ class _Checks:
         if "push" in steps:
             check_may_push(recipe, offline=profile.offline)
         said = [ask_slurm(job, self._environment) for job in _as_in_use(plan)]
-        os.environ.update(caches(profile))  # where this process fetches, the jobs look
         if self._is_new("models", *map(str, hub_ids(recipe))):
             check_models(recipe)
         self._check_data(request, plan, offline=False)
@@ -237,12 +256,17 @@ class _Checks:
         return new
 
 
-def _open_steps(recipe: Recipe, through: Through | None) -> tuple[list[Step], tuple[Step, ...]]:
-    """Returns the steps that are to be done, and those before them that are complete.
+def _steps(recipe: Recipe, through: Through | None) -> list[Step]:
+    """Returns the steps that were asked for.
 
     The report is the last part of the DPO job, which has the whole model in memory: `eval` ends there as `dpo` does.
     """
-    steps = steps_of(recipe, cast("Step | None", "dpo" if through == "eval" else through))
+    return steps_of(recipe, cast("Step | None", "dpo" if through == "eval" else through))
+
+
+def _open_steps(recipe: Recipe, through: Through | None) -> tuple[list[Step], tuple[Step, ...]]:
+    """Returns the steps that are to be done, and those before them that are complete."""
+    steps = _steps(recipe, through)
     complete = []
     for step in steps:
         if not is_complete(recipe, step):

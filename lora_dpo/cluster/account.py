@@ -99,7 +99,7 @@ def short(path: Path) -> str:
 
 
 def _at_its_end(plan: Plan) -> str:
-    is_chain = any(job.singleton for job in plan.jobs)
+    is_chain = any(job.after_end for job in plan.jobs)
     return _AT_ITS_END["never" if plan.profile.requeue == "chain" and not is_chain else plan.profile.requeue]
 
 

@@ -6,8 +6,9 @@ import time
 from typing import cast
 
 from lora_dpo.cluster.finding import submitted_recipe
-from lora_dpo.cluster.slurm_client import NoSlurmError, find_job, run_command, words_of
-from lora_dpo.cluster.status import JobStatus, RunStatus
+from lora_dpo.cluster.record import Record
+from lora_dpo.cluster.slurm_client import NoSlurmError, run_command, words_of
+from lora_dpo.cluster.status import JobStatus, RunStatus, job_now
 from lora_dpo.console import err, note
 from lora_dpo.errors import UserError
 from lora_dpo.files import write_text
@@ -53,7 +54,7 @@ def cancel(status: RunStatus, job: str | None, *, now: bool) -> list[str]:
         _ask_to_save(status.run, each)
         note(f"Job {each.job} was asked to save and leave after its step. Ctrl-C stops waiting, and not the job.")
     for each in open_jobs:
-        _wait_for(each.job)
+        _wait_for(status.run, each.job)
     return [each.job for each in open_jobs]
 
 
@@ -85,15 +86,16 @@ def _scancel(numbers: list[str]) -> None:
         raise UserError(f"Slurm would not cancel {', '.join(numbers)}: {words_of(result)}")
 
 
-def _wait_for(number: str) -> None:
+def _wait_for(run: RunFolder, number: str) -> None:
     with err.status(f"Waiting for job {number} to end"):
-        while not _has_ended(number):
+        while not _has_ended(run, number):
             time.sleep(_LOOKS_EACH_SECONDS)
 
 
-def _has_ended(number: str) -> bool:
+def _has_ended(run: RunFolder, number: str) -> bool:
+    last = next((event for event in reversed(Record(run).events()) if event.get("job") == number), None)
     try:
-        found = find_job(number)
+        found = job_now(number, last)
     except NoSlurmError:  # it was asked already, so it is there, and will answer again
         return False
     return found is None or found.has_ended

@@ -12,7 +12,9 @@ from datetime import timedelta
 from pathlib import Path
 from string import Template
 
+from lora_dpo.cluster.job import CHAIN, RUN, STAGE
 from lora_dpo.cluster.profile import Profile
+from lora_dpo.cluster.requeue import MODE, Mode
 from lora_dpo.cluster.steps import Step, command_of
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.run_folder import RunFolder
@@ -20,8 +22,11 @@ from lora_dpo.recipe.schema import Recipe
 from lora_dpo.recipe.types import format_duration
 
 _TRAINING: tuple[str, ...] = ("sft", "dpo")
+_NAME = "--job-name="
 _LONGEST_AFTERWARDS = timedelta(hours=2)
 """Wall time of a job that trains nothing: it takes minutes, and a short job starts sooner."""
+_WARNING_AFTERWARDS = 60
+"""Seconds before its end at which such a job is warned: it keeps what it has done as it goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,6 @@ class PlannedJob:
         environment: Variables that it is given besides those of the shell it is submitted from.
         after_success: Places, in the list of all jobs, of those that must have succeeded.
         after_end: Places of those that must have ended.
-        singleton: Whether no other job of its name may run at the same time.
     """
 
     step: str
@@ -91,7 +95,11 @@ class PlannedJob:
     environment: Mapping[str, str]
     after_success: tuple[int, ...] = ()
     after_end: tuple[int, ...] = ()
-    singleton: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name that Slurm knows it by."""
+        return next(flag for flag in self.flags if flag.startswith(_NAME)).removeprefix(_NAME)
 
     def command(self, numbers: Sequence[str], *further: str) -> list[str]:
         """Returns the words that submit it.
@@ -102,7 +110,6 @@ class PlannedJob:
         """
         conditions = [f"afterok:{numbers[place]}" for place in self.after_success]
         conditions += [f"afterany:{':'.join(numbers[place] for place in self.after_end)}"] if self.after_end else []
-        conditions += ["singleton"] if self.singleton else []
         depends = [f"--dependency={','.join(conditions)}", "--kill-on-invalid-dep=yes"] if conditions else []
         return ["sbatch", *further, *self.flags, *depends, str(self.script), *self.words]
 
@@ -176,13 +183,15 @@ def plan_jobs(recipe: Recipe, profile: Profile, steps: Sequence[Step], frozen: F
     last: tuple[int, ...] = ()
     for step in steps:
         training = step in _TRAINING
+        jobs = chain if training else 1
         flags, words = _flags(plan, step), _words(plan, step)
-        environment = _environment(plan, step, chain if training else 1)
+        shared = {CHAIN: uuid.uuid4().hex} if jobs > 1 else {}
         script = frozen.script("train.sbatch" if training else "stage.sbatch")
         before: tuple[int, ...] = ()
-        for _ in range(chain if training else 1):
+        for number in range(1, jobs + 1):
+            environment = {**_environment(plan, step, has_next=number < jobs), **shared}
             # A chained job must not begin either where the step before its chain has failed.
-            plan.jobs.append(PlannedJob(step, flags, script, words, environment, last, before, training and chain > 1))
+            plan.jobs.append(PlannedJob(step, flags, script, words, environment, last, before))
             before = (len(plan.jobs) - 1,)
         last = before
     return plan
@@ -198,7 +207,7 @@ def plan_table(first: Plan, folder: Path, after: Sequence[int]) -> PlannedJob:
     """
     own = first.recipe.model_copy(update={"run": first.recipe.run.model_copy(update={"name": folder.name})})
     plan = replace(first, recipe=own, run=RunFolder(folder))
-    script, environment = first.frozen.script("stage.sbatch"), _environment(plan, "sweep", 1)
+    script, environment = first.frozen.script("stage.sbatch"), _environment(plan, "sweep", has_next=False)
     return PlannedJob(
         "sweep", _flags(plan, "sweep"), script, ("sweep", str(folder)), environment, after_end=tuple(after)
     )
@@ -213,6 +222,11 @@ def _words(plan: Plan, step: Step) -> tuple[str, ...]:
     return (*words, "--prepare") if step == "push" and plan.profile.offline else tuple(words)
 
 
+def _warning(time: timedelta, seconds: int) -> int:
+    """Returns how many seconds before its end a job is warned: one that is warned as it begins would do nothing."""
+    return max(1, min(seconds, int(time.total_seconds()) // 4))
+
+
 def _flags(plan: Plan, step: str) -> tuple[str, ...]:
     recipe, profile, size = plan.recipe, plan.profile, plan.size
     training = step in _TRAINING
@@ -221,7 +235,7 @@ def _flags(plan: Plan, step: str) -> tuple[str, ...]:
     time = recipe.slurm.time if training else min(recipe.slurm.time, _LONGEST_AFTERWARDS)
     kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
     flags = [
-        f"--job-name={recipe.run.name}-{step}",
+        f"{_NAME}{recipe.run.name}-{step}",
         f"--chdir={Path.cwd()}",
         # The script writes a log of its own for each start; this one gets what comes before.
         f"--output={str(plan.run.slurm / 'logs').replace('%', '%%')}/{step}-%j.out",
@@ -230,14 +244,14 @@ def _flags(plan: Plan, step: str) -> tuple[str, ...]:
         f"--nodes={size.nodes if training else 1}",
         "--ntasks-per-node=1",
         f"--time={format_duration(time)}",
+        f"--signal=B:USR1@{_warning(time, profile.warn_seconds if training else _WARNING_AFTERWARDS)}",
     ]
     # The scripts' default is one GPU, which a --gres alone would not replace.
     by_gres = profile.gpu_flag == "gres"
     flags.append(f"--gpus-per-node={f'{kind}{gpus}' if gpus and not by_gres else 0}")
     if gpus and by_gres:
         flags.append(f"--gres=gpu:{kind}{gpus}")
-    if profile.cpus_per_gpu is not None:
-        flags.append(f"--cpus-per-task={profile.cpus_per_gpu * processes}")
+    flags.append(f"--cpus-per-task={profile.cpus_per_gpu * processes}")
     for name, value in (
         ("mem", profile.mem),
         ("partition", recipe.slurm.partition or profile.partition),
@@ -249,18 +263,18 @@ def _flags(plan: Plan, step: str) -> tuple[str, ...]:
     return (*flags, *profile.sbatch)
 
 
-def _environment(plan: Plan, step: str, chain: int) -> dict[str, str]:
+def _environment(plan: Plan, step: str, *, has_next: bool) -> dict[str, str]:
     profile, frozen = plan.profile, plan.frozen
+    # What has no next job in a chain can leave nothing to it.
+    mode: Mode = "never" if profile.requeue == "chain" and not has_next else profile.requeue
     values = {
         # The package that is imported must be the frozen one, and not one in the working directory.
         "PYTHONSAFEPATH": "1",
-        "LORA_DPO_STAGE": step,
-        "LORA_DPO_RUN": str(plan.run.path),
+        STAGE: step,
+        RUN: str(plan.run.path),
         "LORA_DPO_CODE": str(frozen.code),
-        "LORA_DPO_REQUEUE": profile.requeue,
+        MODE: mode,
     }
-    if chain > 1:
-        values["LORA_DPO_CHAIN"] = uuid.uuid4().hex
     if profile.max_restarts is not None:
         values["LORA_DPO_MAX_RESTARTS"] = str(profile.max_restarts)
     if profile.offline:

@@ -10,23 +10,24 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lora_dpo import resources
+from lora_dpo.cluster.requeue import Mode
 from lora_dpo.errors import UserError, did_you_mean
 from lora_dpo.recipe.loading import checked
 from lora_dpo.recipe.schema import PositiveInt, Section
 from lora_dpo.recipe.types import one_is_a_list
 from lora_dpo.recipe.yaml_source import parse_file
 
-Requeue = Literal["requeue", "chain", "never"]
 _SECRET = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY)(?:_|$)", re.IGNORECASE)
 _OWN_FLAGS = {
     "--job-name": "run.name", "-J": "run.name", "--nodes": "slurm.nodes", "-N": "slurm.nodes",
     "--time": "slurm.time", "-t": "slurm.time", "--partition": "partition", "-p": "partition",
     "--account": "account", "-A": "account", "--qos": "qos", "-q": "qos", "--mem": "mem",
     "--gres": "gpu_flag and slurm.gpus_per_node", "--gpus-per-node": "gpu_flag and slurm.gpus_per_node",
-    "--cpus-per-task": "cpus_per_task", "-c": "cpus_per_task", "--requeue": "requeue", "--no-requeue": "requeue",
+    "--cpus-per-task": "cpus_per_gpu", "-c": "cpus_per_gpu", "--cpus-per-gpu": "cpus_per_gpu",
+    "--requeue": "requeue", "--no-requeue": "requeue",
     "--array": "`lora-dpo submit --array`", "-a": "`lora-dpo submit --array`", "--output": "", "-o": "",
     "--error": "", "-e": "", "--dependency": "", "-d": "", "--export": "environment", "--chdir": "", "-D": "",
-    "--signal": "", "--ntasks": "", "-n": "", "--ntasks-per-node": "", "--wrap": "", "--parsable": "",
+    "--signal": "warn_seconds", "--ntasks": "", "-n": "", "--ntasks-per-node": "", "--wrap": "", "--parsable": "",
     "--open-mode": "",
 }  # fmt: skip
 """Flags of sbatch that `lora-dpo submit` writes itself, and the key that says what they are to be."""
@@ -49,9 +50,7 @@ class Profile(Section):
     gpus_per_node: int | None = Field(
         None, ge=0, description="GPUs that a node has: what a job gets that does not say, and the most it may ask for."
     )
-    cpus_per_gpu: PositiveInt | None = Field(
-        None, description="Processors for each process; null is what the cluster gives by itself."
-    )
+    cpus_per_gpu: PositiveInt = Field(4, description="Processors for each process, with GPUs and without.")
     mem: str | None = Field(
         None,
         pattern=r"^[0-9]+[KMGT]?$",
@@ -77,7 +76,7 @@ class Profile(Section):
     offline: bool = Field(
         False, description="Nodes have no network: models and data are fetched on the login node, before the job waits."
     )
-    requeue: Requeue = Field(
+    requeue: Mode = Field(
         "requeue",
         description="What becomes of a job that is preempted, or that its time ends before it is through: it waits "
         "again (requeue), a next one that waits already goes on (chain), or it ends (never).",
@@ -87,6 +86,12 @@ class Profile(Section):
     )
     chain: int | None = Field(
         None, ge=2, description="Jobs of a chain, where requeue is chain and --chain is not given."
+    )
+    warn_seconds: PositiveInt = Field(
+        300,
+        le=65535,
+        description="How long before its end Slurm warns a training, which then saves after the step that it is in; "
+        "of a short job never more than a quarter.",
     )
     environment: dict[str, str] = Field(
         default_factory=dict, description="Variables of the jobs, such as NCCL_SOCKET_IFNAME: ib0. No secrets."

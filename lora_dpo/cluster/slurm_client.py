@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import shutil
@@ -135,6 +136,18 @@ def find_job(job: str) -> Job | None:
         NoSlurmError: Slurm is not here, or does not answer.
     """
     return show_job(job) or _accounted(job)
+
+
+def find_named(name: str) -> list[Job]:
+    """Returns the user's own jobs of a name that wait or run.
+
+    Raises:
+        NoSlurmError: Slurm is not here, or does not answer.
+    """
+    result = _ask(["squeue", "--noheader", f"--user={getpass.getuser()}", f"--name={name}", "--format=%A"])
+    if result.returncode:
+        raise _unreachable(result)
+    return [job for number in dict.fromkeys(result.stdout.split()) if (job := show_job(number)) is not None]
 
 
 def parse_scontrol(text: str) -> list[Job]:

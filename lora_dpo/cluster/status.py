@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +36,12 @@ _SAYS = {
     "Priority": "Priority: others are before it",
     "Resources": "Resources: no nodes are free",
     "JobHeldUser": "held: `scontrol release` lets it go",
+    "Requeueing": "Slurm is putting it back into the queue",
 }
+_RETURNS_WITHIN = timedelta(seconds=30)
+"""A job that is requeued has ended, by Slurm's words, until it waits again."""
+_TAKEN_BY_SLURM = ("NODE_FAIL", "PREEMPTED", "BOOT_FAIL")
+"""What Slurm calls a job whose nodes it took, and which it requeues itself where it may."""
 _TAKEN = "Slurm took its nodes before it could say why: a preemption with too little grace, or a node that failed."
 
 
@@ -64,7 +69,8 @@ class JobStatus:
     Attributes:
         job: Its number.
         step: What it does: sft, dpo, merge, push.
-        state: Slurm's word, or one of the record's where Slurm has forgotten it.
+        state: Slurm's word, or one of the record's where Slurm has forgotten it; CHAINED is one that left the rest to
+            the next job of its chain.
         nodes: Its nodes, in Slurm's short form.
         waits_for: Why it waits.
         start: When it started, or is expected to.
@@ -117,6 +123,12 @@ class RunStatus:
         return not any(job.is_open for job in self.jobs)
 
     @property
+    def failed(self) -> JobStatus | None:
+        """The job that the run's end is due to, in a chain its last one; None where all steps came through."""
+        last_of_steps = {job.step: job for job in self.jobs}
+        return next((job for job in last_of_steps.values() if job.state != "COMPLETED"), None)
+
+    @property
     def logs(self) -> Path:
         """Where its logs are."""
         return self.run.slurm / "logs"
@@ -162,7 +174,7 @@ def status_of(run: RunFolder) -> RunStatus:
         found = None
         if record.end is None and not remark:
             try:
-                found = find_job(number)
+                found = job_now(number, record.events[-1])
             except NoSlurmError as error:
                 remark = str(error)
         jobs.append(_job_status(number, record, found, asked=not remark))
@@ -175,6 +187,26 @@ def status_of(run: RunFolder) -> RunStatus:
         advance = advance_of(own, staged)
     report = run.report_md if run.is_complete else None
     return RunStatus(run, tuple(jobs), stage, advance, tuple(restarts), report, remark)
+
+
+def job_now(number: str, last: Mapping[str, Any] | None) -> Job | None:
+    """Returns what Slurm knows of a job; one that has only just ended and may come back waits already.
+
+    Args:
+        number: Its number.
+        last: The last that the run's record has of it.
+
+    Raises:
+        NoSlurmError: Slurm is not here, or does not answer.
+    """
+    found = find_job(number)
+    if found is None or not found.has_ended or last is None or found.end is None:
+        return found
+    asked_for = bool(last.get("requeued")) and found.state != "CANCELLED"
+    taken = last["event"] == "started" and found.state in _TAKEN_BY_SLURM
+    if (asked_for or taken) and abs(datetime.now() - found.end) < _RETURNS_WITHIN:
+        return replace(found, state="PENDING", reason="Requeueing", nodes="", start=None, end=None)
+    return found
 
 
 def _restarts(number: str, record: _Known, found: Job | None) -> list[Restart]:
@@ -218,6 +250,7 @@ def _job_status(number: str, record: _Known, found: Job | None, *, asked: bool) 
     nodes = next((event["nodes"] for event in reversed(record.events) if event.get("nodes")), [])
     if record.end is not None:
         state = {"done": "COMPLETED", "asked": "STOPPED"}.get(str(last.get("cause")), "FAILED")
+        state = "CHAINED" if last.get("action") == "chain" else state
         time = _local(last.get("time"))
         return JobStatus(number, record.step, state, ",".join(nodes), end=time, ended=_reason(last))
     if found is None and not asked:  # a controller that restarts ends nothing

@@ -25,6 +25,7 @@ _STYLES = {
     "COMPLETED": "green",
     "PENDING": "yellow",
     "COMPLETING": "green",
+    "CHAINED": "green",
     "FAILED": "red",
     "STOPPED": "yellow",
     "UNKNOWN": "red",
@@ -36,11 +37,9 @@ def headline(status: RunStatus) -> str:
     """Returns where a run is, in a sentence."""
     current = _current(status)
     if current is None:
-        last = status.jobs[-1] if status.jobs else None
-        failed = next((job for job in status.jobs if job.state not in ("COMPLETED",)), None)
-        if failed is not None:
+        if (failed := status.failed) is not None:
             return f"{failed.step} ended: {failed.ended}"
-        return "complete" if last is not None else "no jobs"
+        return "complete" if status.jobs else "no jobs"
     if current.state == "PENDING":
         expected = f", expected to start {_clock(current.start)}" if current.start is not None else ""
         again = "again " if any(restart.job == current.job for restart in status.restarts) else ""

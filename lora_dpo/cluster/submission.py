@@ -6,7 +6,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 from dotenv import dotenv_values, find_dotenv
 
 from lora_dpo.cluster.freezing import code_version, freeze
+from lora_dpo.cluster.job import CHAIN
 from lora_dpo.cluster.planning import Plan, PlannedJob
 from lora_dpo.cluster.profile import is_secret
 from lora_dpo.cluster.record import Record
-from lora_dpo.cluster.slurm_client import run_command, without_job_variables, words_of
+from lora_dpo.cluster.slurm_client import NoSlurmError, find_named, run_command, without_job_variables, words_of
+from lora_dpo.console import note
 from lora_dpo.credentials import TOKEN_NAMES
 from lora_dpo.errors import UserError
 from lora_dpo.files import write_json
@@ -32,7 +35,8 @@ SUBMISSION = "submission.json"
 def job_environment(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """Returns the environment that jobs are submitted from, and the names of the secrets in it.
 
-    Slurm keeps a copy of it with each job, so a secret that the job finds in `.env` by itself is left out.
+    Slurm keeps a copy of it with each job, so a secret that the job finds in `.env` by itself is left out. So is the
+    word of a chain that was submitted by hand, which these jobs do not belong to.
     """
     file = find_dotenv(usecwd=True)
     found = dotenv_values(file) if file else {}
@@ -40,7 +44,7 @@ def job_environment(environment: Mapping[str, str]) -> tuple[dict[str, str], lis
     kept = {
         name: value
         for name, value in without_job_variables(environment).items()
-        if not (name in TOKEN_NAMES and value in in_file)
+        if name != CHAIN and not (name in TOKEN_NAMES and value in in_file)
     }
     # What submits is what runs, however its Python was called; a profile's setup may still choose another.
     kept["PATH"] = os.pathsep.join(
@@ -61,7 +65,7 @@ def ask_slurm(job: PlannedJob, environment: Mapping[str, str]) -> str:
         UserError: It would not; the message has Slurm's own words.
     """
     # Without the jobs that it waits for, which are not there yet.
-    command = replace(job, after_success=(), after_end=(), singleton=False).command((), "--test-only")
+    command = replace(job, after_success=(), after_end=()).command((), "--test-only")
     result = run_command(command, {**environment, **job.environment})
     if result.returncode:
         raise UserError(
@@ -74,7 +78,7 @@ def ask_slurm(job: PlannedJob, environment: Mapping[str, str]) -> str:
 
 
 class Submitter:
-    """Submits jobs one after the other; where one is refused, none of them stays.
+    """Submits jobs one after the other.
 
     Args:
         environment: What they are submitted from.
@@ -84,6 +88,23 @@ class Submitter:
         self.numbers: list[str] = []
         self._environment = environment
 
+    @contextmanager
+    def all_or_none(self) -> Iterator[None]:
+        """Cancels what was submitted inside of it if Slurm, a disk or Ctrl-C keeps it from its end.
+
+        Raises:
+            UserError: What kept it from its end, with what became of the jobs before.
+        """
+        try:
+            yield
+        except UserError as error:
+            why = "\n".join(words for words in (error.why, self._take_back()) if words)
+            raise UserError(error.what, why=why, fix=error.fix, where=error.where) from error
+        except BaseException:
+            if words := self._take_back():
+                note(words)
+            raise
+
     def plan(self, plan: Plan) -> list[str]:
         """Freezes what a run's jobs are started from, and submits them.
 
@@ -91,7 +112,7 @@ class Submitter:
             Their numbers.
 
         Raises:
-            UserError: Slurm refused one.
+            UserError: Slurm refused one, or does not answer.
         """
         freeze(plan.frozen, plan.recipe, plan.profile)
         plan.run.stop_file.unlink(missing_ok=True)  # it was meant for an earlier job
@@ -113,23 +134,45 @@ class Submitter:
             Its number.
 
         Raises:
-            UserError: Slurm refused it.
+            UserError: Slurm refused it, or does not answer.
         """
         # A job whose output has no folder fails without a word.
-        (run.slurm / "logs").mkdir(parents=True, exist_ok=True)
-        result = run_command(job.command(numbers, "--parsable"), {**self._environment, **job.environment})
+        logs = run.slurm / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        try:
+            result = run_command(job.command(numbers, "--parsable"), {**self._environment, **job.environment})
+        except BaseException:  # Slurm may have taken it before it was too late to say so
+            unheard_of = [number for number in _in_queue(job, logs) if number not in self.numbers]
+            if not unheard_of:
+                note(f"Slurm may still take the job {job.step}. See whether it has: squeue --me --name={job.name}")
+            self.numbers += unheard_of
+            raise
         found = _NUMBER.search(result.stdout)
         if result.returncode or found is None:
-            raise UserError(f"Slurm refused the job {job.step}: {words_of(result)}", why=self._take_back())
+            raise UserError(f"Slurm refused the job {job.step}: {words_of(result)}")
         self.numbers.append(found[1])
         Record(run).append("submitted", job=found[1], array_task=None, restart=0, stage=job.step, nodes=[])
         return found[1]
 
     def _take_back(self) -> str:
+        """Cancels all jobs; returns what became of them, in words."""
         if not self.numbers:
             return ""
-        run_command(["scancel", *self.numbers])
-        return f"The jobs before it were cancelled again: {', '.join(self.numbers)}."
+        try:
+            done = run_command(["scancel", *self.numbers]).returncode == 0
+        except NoSlurmError:
+            done = False
+        if done:
+            return f"The jobs before it were cancelled again: {', '.join(self.numbers)}."
+        return f"The jobs before it could not be cancelled, so do it by hand: scancel {' '.join(self.numbers)}"
+
+
+def _in_queue(job: PlannedJob, logs: Path) -> list[str]:
+    """Returns the numbers of the jobs of its name whose output goes to these logs, as far as Slurm answers."""
+    try:
+        return [found.id for found in find_named(job.name) if Path(found.log).parent == logs]
+    except NoSlurmError:
+        return []
 
 
 def _write_submission(plan: Plan, numbers: Sequence[str]) -> None:

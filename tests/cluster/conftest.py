@@ -29,6 +29,10 @@ if [[ $1 == --test-only ]]; then
     exit 0
 fi
 number=$(($(cat "$FAKE_SLURM/number") + 1))
+if [[ -e $FAKE_SLURM/hang && $number -ge $(cat "$FAKE_SLURM/hang") ]]; then
+    echo "$number" >"$FAKE_SLURM/number"
+    exec sleep 600
+fi
 if [[ -e $FAKE_SLURM/refuse && $number -ge $(cat "$FAKE_SLURM/refuse") ]]; then
     echo "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy" >&2
     exit 1
@@ -49,7 +53,13 @@ if [[ ! -e $FAKE_SLURM/sacct.txt ]]; then echo "Slurm accounting storage is disa
 for word; do [[ $last == -j ]] && job=$word; last=$word; done
 grep "^$job|" "$FAKE_SLURM/sacct.txt" || true
 """,
+    "squeue": """
+for word; do
+    if [[ $word == --name=* ]]; then grep -l "JobName=${word#--name=}$" "$FAKE_SLURM"/jobs/*.txt; fi
+done | sed 's|.*/||; s|[.]txt||'
+""",
     "scancel": """
+if [[ -e $FAKE_SLURM/down ]]; then echo "scancel: error: Unable to contact slurm controller" >&2; exit 1; fi
 echo "$@" >>"$FAKE_SLURM/scancel.calls"
 for job; do sed -i 's/JobState=[A-Z]*/JobState=CANCELLED/' "$FAKE_SLURM/jobs/$job.txt" 2>/dev/null || true; done
 """,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,29 @@ def test_a_training_is_asked_to_save_after_what_waits_has_left_the_queue(
     assert cancel(status_of(run), None, now=False) == ["101", "102", "103"]
     assert said == ["lora-dpo cancel"]
     assert fake_slurm.calls("scancel") == [["102", "103"]]
+
+
+def test_a_job_that_comes_back_has_not_ended(
+    run: RunFolder, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def sleep(seconds: float) -> None:
+        if seconds:  # somebody else's
+            return
+        seen.append(run.stop_file.exists())
+        if len(seen) == 1:  # it was preempted before it could see the stop file
+            record(run.path, {"event": "ended", "job": "101", "cause": "preemption", "requeued": True})
+            fake_slurm.knows("101", "completed", EndTime=f"{datetime.now():%Y-%m-%dT%H:%M:%S}")
+        elif len(seen) == 2:
+            fake_slurm.knows("101", "running")
+        else:
+            record(run.path, {"event": "ended", "job": "101", "cause": "asked", "requeued": False})
+            fake_slurm.knows("101", "completed", EndTime=f"{datetime.now():%Y-%m-%dT%H:%M:%S}")
+
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    cancel(status_of(run), "101", now=False)
+    assert seen == [True, True, True]
 
 
 def test_now_saves_nothing(run: RunFolder, fake_slurm: FakeSlurm) -> None:

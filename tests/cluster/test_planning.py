@@ -42,10 +42,12 @@ def test_golden_lines_of_four_steps_on_a_site_with_gres() -> None:
     plan = plan_jobs(recipe(nodes=2, time="12:00:00"), profile, ["sft", "dpo", "merge", "push"], FROZEN)
     site = "--mem=0 --partition=gpu --account=my-project --requeue"
     training = (
-        f"--nodes=2 --ntasks-per-node=1 --time=12:00:00 --gpus-per-node=0 --gres=gpu:a100:4 --cpus-per-task=32 {site}"
+        "--nodes=2 --ntasks-per-node=1 --time=12:00:00 --signal=B:USR1@300 "
+        f"--gpus-per-node=0 --gres=gpu:a100:4 --cpus-per-task=32 {site}"
     )
     after = (
-        f"--nodes=1 --ntasks-per-node=1 --time=02:00:00 --gpus-per-node=0 --gres=gpu:a100:1 --cpus-per-task=8 {site}"
+        "--nodes=1 --ntasks-per-node=1 --time=02:00:00 --signal=B:USR1@60 "
+        f"--gpus-per-node=0 --gres=gpu:a100:1 --cpus-per-task=8 {site}"
     )
 
     def start(step: str) -> str:
@@ -81,11 +83,35 @@ def test_the_recipe_says_more_than_the_profile() -> None:
 def test_without_gpus_processes_are_asked_for_by_a_variable() -> None:
     plan = plan_jobs(recipe(gpus_per_node=0, processes_per_node=2, nodes=2), Profile(), ["dpo", "merge"], FROZEN)
     assert "--gpus-per-node=0" in words(plan)
-    assert not [word for word in words(plan) if "gres" in word or "cpus-per-task" in word]
+    assert "--cpus-per-task=8" in words(plan)
+    assert not [word for word in words(plan) if "gres" in word]
     assert plan.jobs[0].environment["PROCESSES_PER_NODE"] == "2"
     assert "PROCESSES_PER_NODE" not in plan.jobs[1].environment
     assert plan.size == Size(2, 0, 2)
     assert plan.size.world == 4
+
+
+def test_each_process_gets_processors_where_the_profile_says_nothing() -> None:
+    plan = plan_jobs(recipe(gpus_per_node=8), Profile(), ["dpo", "merge"], FROZEN)
+    assert "--cpus-per-task=32" in words(plan)
+    assert "--cpus-per-task=4" in words(plan, 1)
+
+
+@pytest.mark.parametrize(
+    ("time", "profile", "signals"),
+    [
+        ("04:00:00", {}, (300, 60)),
+        ("04:00:00", {"warn_seconds": 900}, (900, 60)),
+        ("00:06:00", {}, (90, 60)),  # five minutes would be over before the first step
+        ("00:02:00", {"warn_seconds": 900}, (30, 30)),
+    ],
+)
+def test_a_warning_comes_in_time_but_not_as_the_job_begins(
+    time: str, profile: dict[str, int], signals: tuple[int, int]
+) -> None:
+    plan = plan_jobs(recipe(time=time), Profile(**profile), ["dpo", "merge"], FROZEN)
+    for place, seconds in enumerate(signals):
+        assert f"--signal=B:USR1@{seconds}" in words(plan, place)
 
 
 def test_golden_environment() -> None:
@@ -114,10 +140,10 @@ def test_a_chain_waits_for_its_own_end_and_never_begins_after_a_failure_before_i
     plan = plan_jobs(recipe(), Profile(requeue="chain"), ["sft", "dpo", "merge"], FROZEN, chain=2)
     depends = [[word for word in words(plan, place) if word.startswith("--dep")] for place in range(5)]
     assert depends == [
-        ["--dependency=singleton"],
-        ["--dependency=afterany:1,singleton"],
-        ["--dependency=afterok:2,singleton"],
-        ["--dependency=afterok:2,afterany:3,singleton"],
+        [],
+        ["--dependency=afterany:1"],
+        ["--dependency=afterok:2"],
+        ["--dependency=afterok:2,afterany:3"],
         ["--dependency=afterok:4"],
     ]
     assert [job.step for job in plan.jobs] == ["sft", "sft", "dpo", "dpo", "merge"]
@@ -126,6 +152,15 @@ def test_a_chain_waits_for_its_own_end_and_never_begins_after_a_failure_before_i
     assert chains[2] == chains[3] != chains[0]
     assert chains[4] is None
     assert all("--no-requeue" in words(plan, place) for place in range(5))
+    # The last job of a chain, and one that is in none, has no next job to leave anything to.
+    assert [job.environment["LORA_DPO_REQUEUE"] for job in plan.jobs] == ["chain", "never", "chain", "never", "never"]
+
+
+def test_without_a_next_job_nothing_is_left_to_it() -> None:
+    plan = plan_jobs(recipe(), Profile(requeue="chain"), ["dpo", "merge"], FROZEN)
+    table = plan_table(plan, Path("/w/runs/r-sweep-beta"), [0])
+    assert {job.environment["LORA_DPO_REQUEUE"] for job in (*plan.jobs, table)} == {"never"}
+    assert plan_jobs(recipe(), Profile(), ["merge"], FROZEN).jobs[0].environment["LORA_DPO_REQUEUE"] == "requeue"
 
 
 def test_offline_a_push_is_prepared() -> None:

@@ -141,6 +141,45 @@ def test_a_failure_says_why(run: RunFolder, fake_slurm: FakeSlurm) -> None:
     assert status.jobs[1].ended == "It was cancelled."
 
 
+@pytest.fixture
+def chain(run: RunFolder, fake_slurm: FakeSlurm) -> RunFolder:
+    """The run as a chain of three jobs, 101 to 103, and a merge after it; the time of the first one has ended."""
+    jobs = [{"job": number} for number in ("101", "102", "103", "104")]
+    (run.slurm / "submission.json").write_text(json.dumps({"jobs": jobs}))
+    (run.slurm / "jobs.jsonl").unlink()
+    for number in ("101", "102", "103", "104"):
+        record(run.path, {"event": "submitted", "job": number, "stage": "merge" if number == "104" else "dpo"})
+    end = {"cause": "time limit", "reason": "Stopped by the time limit. The next job of the chain goes on."}
+    record(run.path, {"event": "ended", "job": "101", "exit_code": 85, "requeued": False, "action": "chain", **end})
+    return run
+
+
+def test_a_chain_is_complete_when_its_last_job_says_so(chain: RunFolder) -> None:
+    for number, reason in (("102", "The run is complete."), ("103", "The run was complete."), ("104", "Through.")):
+        stage = "merge" if number == "104" else "dpo"
+        end = {"event": "ended", "cause": "done", "reason": reason, "exit_code": 0, "requeued": False, "action": "done"}
+        record(chain.path, {**end, "job": number, "stage": stage})
+    status = status_of(chain)
+    assert headline(status) == "complete"
+    assert [job.state for job in status.jobs] == ["CHAINED", "COMPLETED", "COMPLETED", "COMPLETED"]
+
+
+def test_a_chain_that_has_given_up_says_why_it_did(chain: RunFolder, fake_slurm: FakeSlurm) -> None:
+    stop = {"event": "ended", "cause": "failure", "exit_code": 1, "requeued": False, "action": "stop"}
+    record(chain.path, {**stop, "job": "102", "reason": "Rank 1 died."})
+    record(chain.path, {**stop, "job": "103", "reason": "An earlier job of this chain has given up: Rank 1 died."})
+    fake_slurm.knows("104", "cancelled_dependency")
+    assert headline(status_of(chain)) == "dpo ended: An earlier job of this chain has given up: Rank 1 died."
+
+
+def test_a_chain_that_was_too_short_is_not_complete(chain: RunFolder, fake_slurm: FakeSlurm) -> None:
+    left = {"event": "ended", "cause": "time limit", "exit_code": 85, "requeued": False}
+    record(chain.path, {**left, "job": "102", "action": "chain", "reason": "The next job of the chain goes on."})
+    record(chain.path, {**left, "job": "103", "action": "stop", "reason": "Out of time."})
+    fake_slurm.knows("104", "cancelled_dependency")
+    assert headline(status_of(chain)) == "dpo ended: Out of time."
+
+
 @pytest.mark.parametrize(
     ("state", "words"),
     [
@@ -157,6 +196,30 @@ def test_what_the_job_could_not_say_itself_slurm_says(
     fake_slurm.knows("101", "completed", JobState=state)
     fake_slurm.knows("102", "cancelled_dependency")
     assert headline(status_of(run)) == f"dpo ended: {words}"
+
+
+@pytest.mark.parametrize(
+    ("event", "state", "seconds_ago", "is_open"),
+    [
+        ({"event": "ended", "requeued": True}, "COMPLETED", 5, True),
+        ({"event": "ended", "requeued": True}, "FAILED", 60, False),
+        ({"event": "ended", "requeued": True}, "CANCELLED", 5, False),
+        ({"event": "started"}, "NODE_FAIL", 5, True),
+        ({"event": "started"}, "PREEMPTED", 60, False),
+        ({"event": "started"}, "OUT_OF_MEMORY", 5, False),
+    ],
+)
+def test_a_job_between_two_starts_has_not_ended(
+    run: RunFolder, fake_slurm: FakeSlurm, event: dict, state: str, seconds_ago: int, is_open: bool
+) -> None:
+    record(run.path, {"job": "101", "cause": "preemption", **event})
+    end = datetime.now() - timedelta(seconds=seconds_ago)
+    fake_slurm.knows("101", "completed", JobState=state, EndTime=f"{end:%Y-%m-%dT%H:%M:%S}")
+    fake_slurm.knows("102", "cancelled_dependency")
+    status = status_of(run)
+    assert status.has_ended != is_open
+    if is_open:
+        assert headline(status) == "dpo waits again (Slurm is putting it back into the queue)"
 
 
 def test_without_accounts_a_job_that_slurm_has_forgotten_is_unknown(run: RunFolder, fake_slurm: FakeSlurm) -> None:

@@ -16,6 +16,8 @@ from lora_dpo.recipe.loading import load_recipe
 from lora_dpo.recipe.run_folder import RunFolder
 from lora_dpo.submit import Request, Submission, SweepSubmission, submit
 from tests.cluster.conftest import FakeSlurm, record
+from tests.hub.server import Hub
+from tests.process import lora_dpo
 
 RECIPE = """
 model: {name: MODEL}
@@ -118,6 +120,55 @@ def test_jobs_before_one_that_is_refused_are_taken_back(recipe: str, fake_slurm:
     assert fake_slurm.calls("scancel") == [["101"]]
 
 
+def test_jobs_before_one_that_is_never_answered_are_taken_back_and_so_is_that_one(
+    recipe: str, fake_slurm: FakeSlurm, quick: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_dpo.cluster.slurm_client._ANSWERS_WITHIN_SECONDS", 20.0)
+    (fake_slurm.folder / "hang").write_text("102")
+    logs = Path("runs/small/slurm/logs").absolute()
+    for job, folder in (("90", "/elsewhere/runs/small/slurm/logs"), ("102", logs)):
+        waits = {"JobId": job, "JobState": "PENDING", "JobName": "small-merge", "StdOut": f"{folder}/merge-{job}.out"}
+        fake_slurm.knows(job, "completed", **waits)
+    with pytest.raises(UserError, match="sbatch has not answered for 20 seconds") as error:
+        submit(Request(recipe, through="merge"))
+    assert "cancelled again: 101, 102" in str(error.value)
+    assert fake_slurm.calls("scancel") == [["101", "102"]]
+
+
+def test_a_job_that_slurm_may_still_take_is_named(
+    recipe: str, fake_slurm: FakeSlurm, quick: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lora_dpo.cluster.slurm_client._ANSWERS_WITHIN_SECONDS", 20.0)
+    (fake_slurm.folder / "hang").write_text("101")
+    with pytest.raises(UserError, match="sbatch has not answered for 20 seconds"):
+        submit(Request(recipe))
+    assert "may still take the job dpo. See whether it has: squeue --me --name=small-dpo" in capsys.readouterr().err
+    assert fake_slurm.calls("scancel") == []
+
+
+def test_ctrl_c_and_a_full_disk_leave_no_job_behind(
+    recipe: str, fake_slurm: FakeSlurm, quick: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, error in (("101", KeyboardInterrupt()), ("102", OSError(28, "No space left on device"))):
+
+        def fail(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr("lora_dpo.cluster.submission._write_submission", fail)
+        with pytest.raises(type(error)):
+            submit(Request(recipe, through="dpo"))
+        assert f"cancelled again: {number}" in capsys.readouterr().err
+        assert fake_slurm.calls("scancel")[-1] == [number]
+
+
+def test_jobs_that_cannot_be_taken_back_are_named(recipe: str, fake_slurm: FakeSlurm, quick: list) -> None:
+    (fake_slurm.folder / "refuse").write_text("102")
+    (fake_slurm.folder / "down").touch()
+    with pytest.raises(UserError, match="Slurm refused the job merge") as error:
+        submit(Request(recipe, through="merge"))
+    assert "do it by hand: scancel 101" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -197,7 +248,7 @@ def test_chain_means_no_requeue(recipe: str, fake_slurm: FakeSlurm, quick: list)
     assert done.numbers == ["101", "102", "103", "104"]
     jobs = fake_slurm.submitted()
     assert all("--no-requeue" in job for job in jobs)
-    assert "--dependency=afterany:102,singleton" in jobs[2]
+    assert "--dependency=afterany:102" in jobs[2]
     assert "--dependency=afterok:103" in jobs[3]
 
 
@@ -231,8 +282,10 @@ def test_the_job_gets_this_python_and_no_variables_of_another_job(
     recipe: str, fake_slurm: FakeSlurm, quick: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "5")
-    submit(Request(recipe))
+    monkeypatch.setenv("LORA_DPO_CHAIN", "mine")
+    submit(Request(recipe, through="dpo"))
     environment = fake_slurm.environment()
+    assert "LORA_DPO_CHAIN" not in environment
     assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert "SLURM_JOB_ID" not in environment
     assert environment["LORA_DPO_CODE"].endswith("runs/small/slurm/code")
@@ -261,6 +314,34 @@ def test_offline_nodes_get_what_was_read_without_a_network_before(
     assert fake_slurm.environment()["LORA_DPO_OFFLINE"] == "1"
 
 
+def test_a_run_that_will_be_published_is_fetched_to_where_its_jobs_look(
+    recipe: str, fake_slurm: FakeSlurm, tiny_models
+) -> None:
+    """In a process of its own: the Hub's client reads where its cache is when it is imported."""
+    server = Hub(Path("hub"), {}).start()
+    try:
+        repository = server.repository("me/tiny")
+        repository.create(private=False)
+        files = {file.name: repository.put_blob(file.read_bytes()) for file in tiny_models("llama").iterdir()}
+        repository.commit("main", "a model", files, parent=None)
+        scratch = Path("scratch").absolute()
+        Path("site.yaml").write_text(f"offline: true\nscratch: {scratch}\n")
+        done = lora_dpo(
+            *("submit", recipe, "model.name=me/tiny", "hub.repo=me/mine", "hub.license=apache-2.0"),
+            *("--profile", "site.yaml"),
+            cwd=Path.cwd(),
+            **{"HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"},
+            HF_HOME=str(Path("home").absolute()),
+        )
+    finally:
+        server.stop()
+    assert done.returncode == 0, done.stderr
+    (weights,) = scratch.glob("huggingface/hub/models--me--tiny/snapshots/*/model.safetensors")
+    assert weights.read_bytes() == (tiny_models("llama") / "model.safetensors").read_bytes()
+    assert not list(Path("home").rglob("models--*"))
+    assert fake_slurm.environment()["HF_HUB_CACHE"] == str(scratch / "huggingface" / "hub")
+
+
 def test_a_sweep_is_a_run_a_value_and_a_table_after_all(recipe: str, fake_slurm: FakeSlurm, quick: list) -> None:
     done = submit(Request(recipe, through="merge", array=("dpo.beta=0.05,0.2", "dpo.loss=sigmoid,[sigmoid,sft]")))
     assert isinstance(done, SweepSubmission)
@@ -281,6 +362,20 @@ def test_a_sweep_is_a_run_a_value_and_a_table_after_all(recipe: str, fake_slurm:
     assert [(each.dpo.beta, each.dpo.loss) for each in frozen][1] == (0.05, ["sigmoid", "sft"])
     sweep = json.loads(Path("runs/small-sweep-beta-loss/sweep.json").read_text())
     assert sweep["runs"][1] == {"run": names[1], "values": {"dpo.beta": "0.05", "dpo.loss": "[sigmoid,sft]"}}
+
+
+def test_runs_of_a_sweep_do_not_replace_each_other_on_the_hub(recipe: str, fake_slurm: FakeSlurm, quick: list) -> None:
+    array = ("dpo.beta=0.05,0.2",)
+    words = refused(recipe, "hub.repo=me/mine", array=array)
+    assert "All 2 runs of the sweep would be published, several of them in one repository (me/mine)" in words
+    assert "--through merge" in words
+    assert "several of them in one repository" in refused(
+        recipe, "hub.repo=me/mine", array=(*array, "hub.repo=me/a,me/b")
+    )
+    assert fake_slurm.calls() == []
+    done = submit(Request(recipe, ("hub.repo=me/mine",), through="merge", array=array, dry_run=True))
+    assert isinstance(done, SweepSubmission)
+    assert [job.step for run in done.runs for job in run.plan.jobs] == ["dpo", "merge"] * 2
 
 
 def test_of_a_sweep_all_or_nothing_is_submitted(recipe: str, fake_slurm: FakeSlurm, quick: list) -> None:
