@@ -23,6 +23,19 @@ _LONGEST_COMMENT = 4_000
 _LONGEST_EDIT = 40_000
 _DAY_SECONDS = 86_400.0
 _HEX = set("0123456789abcdef")
+_ONCE = ("annotator", "pair", "made_by")
+"""Somebody votes once on what these name."""
+
+
+class AlreadyVotedError(UserError):
+    """Somebody has voted on the same two answers before, in another window or terminal."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "You have voted on these two answers already, here or in another window.",
+            why="That vote stands, and one person has one vote on two answers.",
+            fix="To vote anew, take it back first: undo.",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +137,20 @@ class Store:
 
         Returns:
             Whether it was added.
+
+        Raises:
+            AlreadyVotedError: Another vote of this person on the same two answers stands.
         """
-        return self._file.append(
-            vote.line(), unless=lambda: any(one.get("id") == vote.ticket for one in self._file.lines)
-        )
+        line = vote.line()
+
+        def is_there() -> bool:
+            if any(one.get("id") == vote.ticket for one in self._file.lines):
+                return True
+            if any(all(one.get(key) == line[key] for key in _ONCE) for one in self._standing()):
+                raise AlreadyVotedError
+            return False
+
+        return self._file.append(line, unless=is_there)
 
     def votes(self) -> list[Line]:
         """Returns the votes that stand, in their order: those that were undone are left out."""

@@ -15,7 +15,7 @@ from lora_dpo.inference.wrapping import printable
 from lora_dpo.ui.desk import Desk, Showing
 from lora_dpo.ui.keys import forget_typed, read_key, single_keys
 from lora_dpo.ui.panels import answers_panel, cut_text, question_panel
-from lora_dpo.ui.store import Choice, Vote
+from lora_dpo.ui.store import AlreadyVotedError, Choice, Vote
 
 _HELP = (
     ("left, 1", "the left answer is better"),
@@ -100,6 +100,9 @@ class CollectTerminal:
                     self._ask_comment()
                 elif key == "?":
                     self._help()
+            except AlreadyVotedError as error:
+                show_error(str(error))
+                return True
             except UserError as error:
                 show_error(str(error))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from lora_dpo.data.sources import load_pairs
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.schema import DataSection
-from lora_dpo.ui.store import CHOICES, Store, new_ticket
+from lora_dpo.ui.store import CHOICES, AlreadyVotedError, Store, new_ticket
 from tests.ui.votes import draft, vote
 
 
@@ -43,6 +44,22 @@ def test_the_same_vote_counts_once(store: Store) -> None:
     assert not store.add(given)
     assert not Store(store.path).add(given)
     assert len(store.votes()) == 1
+
+
+def test_one_person_has_one_vote_on_two_answers(store: Store) -> None:
+    first = vote(choice="left")
+    store.add(first)
+    for choice in ("left", "right", "skip"):  # in another window, under another ticket
+        with pytest.raises(AlreadyVotedError, match="already, here or in another window"):
+            Store(store.path).add(vote(choice=choice))
+    assert not store.add(first)
+    assert store.add(vote(annotator="bob"))
+    other_weights = dataclasses.replace(draft(), made_by="others")
+    assert store.add(vote(other_weights))
+    assert store.undo("ann")
+    assert store.undo("ann")
+    assert store.add(vote(choice="right"))
+    assert [line["annotator"] for line in store.votes()] == ["bob", "ann"]
 
 
 def test_only_the_ticket_decides_the_sides_and_both_orders_come() -> None:
