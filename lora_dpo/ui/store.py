@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
+from unicodedata import category
 
 from lora_dpo.data.formats.collected import EDITED, UNDO, standing
 from lora_dpo.data.prompts import shown_prompt
@@ -19,6 +20,8 @@ Choice = Literal["left", "right", "both_good", "both_bad", "skip"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 
 _LONGEST_NAME = 64
+_BREAKS = {"Cc", "Cs", "Zl", "Zp"}
+"""Categories of characters that no name has: controls, halves of characters, ends of lines and paragraphs."""
 _LONGEST_COMMENT = 4_000
 _LONGEST_EDIT = 40_000
 _DAY_SECONDS = 86_400.0
@@ -192,11 +195,11 @@ def check_annotator(name: str) -> None:
     Raises:
         UserError: It is empty, too long or holds what cannot be shown on a line.
     """
-    if not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
+    if not name.strip() or len(name) > _LONGEST_NAME or not _BREAKS.isdisjoint(map(category, name)):
         raise UserError(
             f"The annotator's name is {name[: _LONGEST_NAME + 1]!r}.",
             why=f"It must be a text of 1 to {_LONGEST_NAME} characters on one line.",
-            fix="Give another: --annotator NAME.",
+            fix="Give another, on the page or by --annotator NAME.",
         )
 
 

@@ -114,6 +114,9 @@ def test_a_store_without_a_preference_says_so(store: Store) -> None:
         ({"ticket": "A" * 32}, "ticket is none of lora-dpo's"),
         ({"annotator": ""}, "annotator's name is ''"),
         ({"annotator": "a\nb"}, "annotator's name is"),
+        ({"annotator": "a\u2028b"}, "annotator's name is"),
+        ({"annotator": "a\x1bb"}, "annotator's name is"),
+        ({"annotator": "a\ud83d"}, "annotator's name is"),
         ({"annotator": "x" * 65}, "1 to 64 characters"),
         ({"comment": "x" * 4001}, "has 4001 characters"),
         ({"choice": "both_bad", "edited": "x"}, "only be edited as the better one"),
@@ -123,6 +126,12 @@ def test_a_store_without_a_preference_says_so(store: Store) -> None:
 def test_what_cannot_be_stored_is_refused(values: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         vote(**values)
+
+
+@pytest.mark.parametrize("name", ["شاه\u200cرخ", "Ann\xa0Lee", "\U0001f469\u200d\U0001f52c", "张伟"])
+def test_names_that_people_have(store: Store, name: str) -> None:
+    assert store.add(vote(annotator=name))
+    assert Store(store.path).votes()[0]["annotator"] == name
 
 
 @pytest.mark.parametrize(
