@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,21 +51,19 @@ class Draft:
         turns: The conversation up to the answers.
         answers: The answers, in the order of the sides that wrote them.
         made_by: Which pair of sides wrote them.
+        question: Identifies the question.
+        id: Identifies question and answers, whatever their order.
     """
 
     turns: tuple[Message, ...]
     answers: tuple[Answered, Answered]
     made_by: str
+    question: str = field(init=False)
+    id: str = field(init=False)
 
-    @property
-    def question(self) -> str:
-        """Identifies the question."""
-        return question_id(self.turns)
-
-    @property
-    def id(self) -> str:
-        """Identifies question and answers, whatever their order."""
-        return digest([self.turns, sorted(one.text for one in self.answers)])
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "question", question_id(self.turns))
+        object.__setattr__(self, "id", digest([self.turns, sorted(one.text for one in self.answers)]))
 
     def shown(self, ticket: str) -> tuple[Answered, Answered]:
         """Returns the answers as they are shown, left and right: in an order that only the ticket decides.
@@ -90,19 +89,22 @@ class DraftFile:
         self._file = LineFile(preferences.with_name(f".{preferences.name}.drafts"))
         self._drafts: dict[str, Draft] = {}
         self._taken = 0
+        self._guard = threading.RLock()
         self.all()
 
     def add(self, draft: Draft) -> None:
         """Adds a draft."""
-        self._file.append({"id": draft.id, **asdict(draft)}, unless=lambda: draft.id in self.all())
+        with self._guard:  # taken before the file's own, as in `all`
+            self._file.append(asdict(draft), unless=lambda: draft.id in self.all())
 
     def all(self) -> dict[str, Draft]:
         """Returns all drafts by their ids, those of other processes included."""
-        self._file.refresh()
-        if len(self._file.lines) < self._taken:  # the file was replaced
-            self._drafts, self._taken = {}, 0
-        self._take(self._file.lines[self._taken :])
-        return self._drafts
+        with self._guard:
+            self._file.refresh()
+            if len(self._file.lines) < self._taken:  # the file was replaced
+                self._drafts, self._taken = {}, 0
+            self._take(self._file.lines[self._taken :])
+            return dict(self._drafts)
 
     def _take(self, lines: Sequence[Mapping[str, Any]]) -> None:
         for line in lines:
