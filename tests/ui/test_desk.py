@@ -175,6 +175,22 @@ def test_what_breaks_in_the_background_is_raised_in_front(desk_of, monkeypatch: 
         desk.next("ann")
 
 
+def test_a_question_at_which_the_model_breaks_is_left_out(desk_of, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    written = Drafter.draft
+
+    def breaking(self: Drafter, turns):
+        if turns in (QUESTIONS[0], QUESTIONS[1], QUESTIONS[3]):  # no three in a row
+            raise MemoryError("too much")
+        return written(self, turns)
+
+    desk = desk_of()
+    monkeypatch.setattr(Drafter, "draft", breaking)
+    with desk.open("ann"):
+        assert all_of(desk, "ann") == ["Why is the sky blue?"]
+        assert list(desk.progress("ann").left_out.values()) == ["MemoryError: too much"] * 3
+    assert "A question is left out" in caplog.text
+
+
 def test_closing_does_not_wait_for_an_answer(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, written, answers = threading.Event(), [], ChatModel.answers
 
