@@ -97,6 +97,36 @@ def test_two_people_share_the_questions(desk_of) -> None:
         assert len(desk.store.votes()) == 4
 
 
+def test_people_in_several_processes_share_the_questions(desk_of) -> None:
+    with desk_of().open() as one, desk_of().open() as other:
+        ann, bob = one.next("ann"), other.next("bob")
+        assert ann.draft.question != bob.draft.question
+        assert other.next("bob").draft == bob.draft
+        vote(one, ann, "ann")
+        assert other.next("bob").draft == bob.draft
+        vote(other, bob, "bob")
+        all_of(one, "ann")
+        assert other.next("bob") is None
+        assert len(one.store.votes()) == 4
+
+
+def test_who_leaves_keeps_nothing_from_others(desk_of) -> None:
+    with desk_of().open() as one:
+        held = one.next("ann").draft
+        with desk_of().open() as other:
+            assert other.next("bob").draft != held
+    with desk_of().open() as other:
+        assert other.next("bob").draft == held
+
+
+def test_who_does_not_vote_for_long_keeps_nothing_from_others(desk_of, monkeypatch: pytest.MonkeyPatch) -> None:
+    with desk_of().open() as one, desk_of().open() as other:
+        held = one.next("ann").draft
+        now = time.time()
+        monkeypatch.setattr("lora_dpo.ui.holds.time.time", lambda: now + 601)
+        assert other.next("bob").draft == held
+
+
 def test_with_two_votes_a_pair_both_see_the_same_answers(desk_of) -> None:
     with desk_of(votes=2).open() as desk:
         assert all_of(desk, "ann") == all_of(desk, "bob")
