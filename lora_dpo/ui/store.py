@@ -13,6 +13,7 @@ from unicodedata import category
 from lora_dpo.data.formats.collected import EDITED, UNDO, standing
 from lora_dpo.data.prompts import shown_prompt
 from lora_dpo.errors import UserError
+from lora_dpo.inference.answers_file import check_place
 from lora_dpo.ui.drafts import Answered, Draft
 from lora_dpo.ui.lines import Line, LineFile
 
@@ -119,6 +120,7 @@ class Store:
     """
 
     def __init__(self, path: Path) -> None:
+        check_place(path)
         if path.suffix != ".jsonl":
             raise UserError(
                 f"--output is {path}, but preferences are collected in a .jsonl file.",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
-from io import TextIOWrapper
 
 import click
 
@@ -57,8 +55,6 @@ class CollectTerminal:
 
     def run(self) -> None:
         """Shows and asks, until nothing is left or the person leaves."""
-        if isinstance(sys.stdout, TextIOWrapper):  # answers hold what not every terminal's encoding does
-            sys.stdout.reconfigure(errors="replace")
         self._help()
         while (showing := self._next()) is not None:
             if not self._vote_on(showing):

@@ -150,10 +150,12 @@ def test_another_file_is_left_alone(tmp_path: Path, name: str, content: str | No
     assert content is None or (tmp_path / name).read_text() == content
 
 
-def test_a_folder_is_no_store(tmp_path: Path) -> None:
-    (tmp_path / "prefs.jsonl").mkdir()
+@pytest.mark.parametrize("name", ["prefs.jsonl", ".", "..", "/"])
+def test_a_folder_is_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prefs.jsonl").mkdir()
     with pytest.raises(UserError, match="is a folder"):
-        Store(tmp_path / "prefs.jsonl")
+        Store(Path(name))
 
 
 @given(
