@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from lora_dpo.data.pair import user
@@ -7,6 +10,7 @@ from lora_dpo.errors import UserError
 from lora_dpo.inference.chat_model import ChatModel
 from lora_dpo.inference.found import find_model
 from lora_dpo.inference.sampling import Sampling
+from lora_dpo.ui.collect import Request, sides_of
 from lora_dpo.ui.drafting import ATTEMPTS, Drafter
 from lora_dpo.ui.drafts import question_id, too_alike
 from lora_dpo.ui.sides import Side, check_can_differ, seed_for
@@ -103,6 +107,30 @@ def test_base_and_tuned_are_different_sides(work) -> None:
     assert base.author["adapter"] is None
     assert other.author["adapter"].endswith("adapter")
     assert sides[0].identity == Side(ChatModel(find_model("base")), SAMPLING).identity != sides[1].identity
+
+
+@pytest.mark.parametrize(
+    ("words", "bases"),
+    [
+        ({"other_adapter": "runs/small"}, (True, False)),
+        ({"adapter": "runs/small", "other_model": "base"}, (False, True)),
+    ],
+)
+def test_base_and_adapter_on_it_are_loaded_once(work: Path, words: dict[str, str], bases: tuple[bool, bool]) -> None:
+    sides = sides_of(Request(None, "base", work / "p.jsonl", SAMPLING, **words))  # type: ignore[arg-type]
+    assert sides[0].model is sides[1].model
+    assert (sides[0].base, sides[1].base) == bases
+    plain, tuned = (sides[number] for number in (bases.index(True), bases.index(False)))
+    assert plain.identity == Side(ChatModel(find_model("base")), SAMPLING).identity
+    assert tuned.identity == Side(ChatModel(find_model("runs/small")), SAMPLING).identity != plain.identity
+
+
+def test_another_base_is_loaded_beside_the_adapter(work: Path, tiny_models) -> None:
+    other = shutil.copytree(tiny_models("gpt2"), work / "other")
+    sides = sides_of(Request(None, str(other), work / "p.jsonl", SAMPLING, other_model="runs/small"))
+    assert sides[0].model is not sides[1].model
+    assert not sides[0].base
+    assert not sides[1].base
 
 
 def test_a_question_that_is_too_long_is_told(drafter: Drafter) -> None:
