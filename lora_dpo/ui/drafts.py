@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,8 +16,11 @@ from lora_dpo.data.pair import Message, normalised
 from lora_dpo.errors import UserError
 from lora_dpo.ui.lines import LineFile
 
-_ALIKE = 0.9
-"""Two answers of which this part of the words is the same, in the same order, are too alike to be compared."""
+ALIKE = 0.9
+"""Two answers whose `likeness` is this or more are too alike to be compared."""
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Scripts that are written without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +144,11 @@ def digest(value: Any) -> str:
 
 
 def likeness(one: str, other: str) -> float:
-    """Returns which part of two texts' words is the same, in the same order; case and white space do not count."""
-    first, second = normalised(one).split(), normalised(other).split()
+    """Returns which part of two texts' words is the same, in the same order; case and white space do not count.
+
+    In scripts that are written without spaces, a character counts as a word.
+    """
+    first, second = _WORD.findall(normalised(one)), _WORD.findall(normalised(other))
     if first == second:
         return 1.0
     return difflib.SequenceMatcher(None, first, second, autojunk=False).ratio()
-
-
-def too_alike(one: str, other: str) -> bool:
-    """Returns whether two answers differ too little to be compared."""
-    return likeness(one, other) >= _ALIKE
