@@ -142,7 +142,7 @@ class Desk:
             UserError: There is none.
         """
         try:
-            return self._drafts.all()[draft_id]
+            return self._drafts.all(self.made_by)[draft_id]
         except KeyError:
             raise UserError(
                 "These two answers are not known here.", fix="Ask for the next question again: nothing was stored."
@@ -215,7 +215,7 @@ class Desk:
         """Returns the draft of each question: the one that has votes, else the first."""
         voted = {vote.get("pair") for vote in self.store.votes()}
         found: dict[str, Draft] = {}
-        for draft in self._drafts.all().values():
+        for draft in self._drafts.all(self.made_by).values():
             if draft.made_by != self.made_by:
                 continue
             if draft.question not in found or (draft.id in voted and found[draft.question].id not in voted):

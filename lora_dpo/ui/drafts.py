@@ -91,24 +91,36 @@ class DraftFile:
 
     def __init__(self, preferences: Path) -> None:
         self._file = LineFile(preferences.with_name(f".{preferences.name}.drafts"))
-        self._drafts: dict[str, Draft] = {}
+        self._drafts: dict[tuple[str, str], Draft] = {}
         self._taken = 0
         self._guard = threading.RLock()
-        self.all()
+        self._refresh()
 
     def add(self, draft: Draft) -> None:
         """Adds a draft."""
         with self._guard:  # taken before the file's own, as in `all`
-            self._file.append(asdict(draft), unless=lambda: draft.id in self.all())
+            self._file.append(asdict(draft), unless=lambda: (draft.made_by, draft.id) in self._refresh())
 
-    def all(self) -> dict[str, Draft]:
-        """Returns all drafts by their ids, those of other processes included."""
+    def all(self, made_by: str) -> dict[str, Draft]:
+        """Returns all drafts by their ids, those of other processes included.
+
+        Args:
+            made_by: Whose draft is returned where several pairs of sides have written the same answers.
+        """
+        found: dict[str, Draft] = {}
+        with self._guard:
+            for draft in self._refresh().values():
+                if draft.id not in found or draft.made_by == made_by:
+                    found[draft.id] = draft
+        return found
+
+    def _refresh(self) -> dict[tuple[str, str], Draft]:
         with self._guard:
             self._file.refresh()
             if len(self._file.lines) < self._taken:  # the file was replaced
                 self._drafts, self._taken = {}, 0
             self._take(self._file.lines[self._taken :])
-            return dict(self._drafts)
+            return self._drafts
 
     def _take(self, lines: Sequence[Mapping[str, Any]]) -> None:
         for line in lines:
@@ -120,7 +132,7 @@ class DraftFile:
                     f"{self._file.path} is not the file of drafts that lora-dpo writes.",
                     fix="Remove it: the drafts in it are written again.",
                 ) from None
-            self._drafts[draft.id] = draft
+            self._drafts[draft.made_by, draft.id] = draft
         self._taken += len(lines)
 
 

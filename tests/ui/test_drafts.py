@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import sys
 import threading
 from pathlib import Path
@@ -21,16 +22,28 @@ def test_drafts_are_seen_by_other_processes_and_a_second_start(path: Path) -> No
     other.add(draft("B?"))
     other.add(draft("A?"))
     expected = {each.id: each for each in (draft("A?"), draft("B?"))}
-    assert one.all() == other.all() == DraftFile(path).all() == expected
+    assert one.all("sides") == other.all("sides") == DraftFile(path).all("sides") == expected
     assert len({each.question for each in expected.values()}) == 2
+
+
+def test_other_weights_may_write_the_same_answers(path: Path) -> None:
+    file, first = DraftFile(path), draft()
+    again = dataclasses.replace(first, made_by="others")
+    for each in (first, again, first, again):
+        file.add(each)
+    assert first.id == again.id
+    assert DraftFile(path).all("sides") == {first.id: first}
+    assert DraftFile(path).all("others") == {first.id: again}
+    assert DraftFile(path).all("nobody") == {first.id: first}
+    assert len(path.with_name(".prefs.jsonl.drafts").read_text().splitlines()) == 2
 
 
 def test_what_was_returned_does_not_change(path: Path) -> None:
     file = DraftFile(path)
-    before = file.all()
+    before = file.all("sides")
     file.add(draft("A?"))
     assert before == {}
-    assert len(file.all()) == 1
+    assert len(file.all("sides")) == 1
 
 
 def test_threads_take_each_line_once(path: Path) -> None:
@@ -40,7 +53,7 @@ def test_threads_take_each_line_once(path: Path) -> None:
 
     def read() -> None:
         try:
-            while len(found := file.all()) < count:
+            while len(found := file.all("sides")) < count:
                 seen.append(sum(1 for each in found.values() if each.id))
         except Exception as error:
             errors.append(error)
@@ -59,4 +72,4 @@ def test_threads_take_each_line_once(path: Path) -> None:
         sys.setswitchinterval(before)
     assert errors == []
     assert not any(thread.is_alive() for thread in threads)
-    assert len(file.all()) == count
+    assert len(file.all("sides")) == count
