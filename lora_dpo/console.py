@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TypeVar
 
@@ -104,6 +105,12 @@ def set_up_logging(*, debug: bool = False) -> None:
     if not err.is_terminal:  # a batch job's log has no use for bars that redraw themselves
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def replace_what_cannot_be_shown() -> None:
+    """Lets stdout show a question mark for what its encoding does not have, such as an emoji in Latin-1."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 @contextmanager

@@ -59,6 +59,12 @@ def test_a_program_without_mistakes_runs_on(run) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "result\nthe end\n", "progress\n")
 
 
+def test_what_an_encoding_does_not_have_is_replaced(run) -> None:
+    body = "import lora_dpo.console as c; c.replace_what_cannot_be_shown(); out.print('a\N{GRINNING FACE}b')"
+    result = run(body, PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
+    assert (result.returncode, result.stdout) == (0, "a?b\nthe end\n")
+
+
 def test_a_bug_keeps_its_traceback_and_code_1(run) -> None:
     result = run("{}['key']")
     assert result.returncode == 1

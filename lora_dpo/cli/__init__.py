@@ -10,12 +10,13 @@ from lora_dpo.cli import training, cluster, measuring, inference, people, publis
 
 # isort: on
 from lora_dpo.cli.app import app
-from lora_dpo.console import errors_end_the_program, set_up_logging
+from lora_dpo.console import errors_end_the_program, replace_what_cannot_be_shown, set_up_logging
 
 
 def main() -> None:
     """Runs the command line; a mistake ends with a message and exit code 2."""
     debug = "--debug" in sys.argv[1:]
+    replace_what_cannot_be_shown()
     set_up_logging(debug=debug)
     with errors_end_the_program(debug=debug):
         # --debug may stand after the verb as well.

@@ -28,8 +28,22 @@ from lora_dpo.ui.web import check_web
 
 verb = verbs("People")
 
+
+def _checked_annotator(name: str | None) -> str | None:
+    if name is not None:
+        from lora_dpo.ui.store import check_annotator
+
+        check_annotator(name)
+    return name
+
+
 Annotator = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Who votes; your user name if not given. A browser asks.")
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        callback=_checked_annotator,
+        help="Who votes; your user name if not given. A browser asks.",
+    ),
 ]
 
 

@@ -34,7 +34,7 @@ class AnswersFile:
 
     def append(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Writes further answers; a process that is killed leaves whole lines and at most a part of one."""
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
         self._stream.write(text.encode())
         self._stream.flush()
         self.count += len(lines)

@@ -12,6 +12,7 @@ from lora_dpo.inference.conversation import Conversation
 from lora_dpo.inference.found import Found
 from lora_dpo.inference.sampling import Sampling
 from lora_dpo.inference.terminal import Terminal
+from lora_dpo.inference.wrapping import printable
 
 
 def chat(found: Found, sampling: Sampling, *, prompt: str | None, system: str, as_json: bool) -> None:
@@ -59,10 +60,11 @@ def _checked(text: str, name: str) -> str:
 
 def _answer_once(model: ChatModel, conversation: Conversation, text: str, sampling: Sampling, *, as_json: bool) -> None:
     question = conversation.ask(text, sampling.max_new_tokens)
+    shown = printable if sys.stdout.isatty() else str  # a file or another program gets what the model wrote
     with model.write(question.prompt_ids, sampling) as writing:
         for piece in writing:
             if not as_json:
-                sys.stdout.write(piece)
+                sys.stdout.write(shown(piece))
                 sys.stdout.flush()
         answer = writing.answer
     assert answer is not None  # the iteration has ended

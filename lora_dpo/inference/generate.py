@@ -67,7 +67,7 @@ def generate(request: Request) -> None:
     rows = read_prompts(request.source, key="--input", system=request.system)
     model = ChatModel(request.found)
     prompts = [model.encoder.prompt_ids(row.turns) for row in rows]
-    _check_room(rows, prompts, model.positions)
+    check_room([row.origin for row in rows], prompts, model.positions)
     settings = _settings(request, model, rows, prompts)
     with open_answers(request.output, settings, overwrite=request.overwrite) as file:
         if file.count:
@@ -115,6 +115,24 @@ def _computed(
         yield from ((place, answer) for place, answer in zip(batch, found, strict=True) if place >= done)
 
 
+def check_room(origins: Sequence[str], prompts: Sequence[list[int]], positions: int | None) -> None:
+    """Checks that each prompt can be answered, before the first one is.
+
+    Args:
+        origins: Where each prompt stands, for errors.
+        prompts: The prompts, as token ids.
+        positions: How many tokens the model can read; None is any number.
+
+    Raises:
+        UserError: A prompt leaves no position for an answer.
+    """
+    for origin, prompt in zip(origins, prompts, strict=True):
+        try:
+            room_after(len(prompt), positions, 1)
+        except UserError as error:
+            raise UserError(error.what, fix=error.fix, where=origin) from None
+
+
 def plan_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Divides prompts into batches of like lengths, near to the order in which they stand.
 
@@ -144,14 +162,6 @@ def _line(index: int, row: PromptRow, answer: Answer, model: str) -> dict[str, A
         "tokens": len(answer["ids"]),
         "ended": answer["ended"],
     }
-
-
-def _check_room(rows: Sequence[PromptRow], prompts: Sequence[list[int]], positions: int | None) -> None:
-    for row, prompt in zip(rows, prompts, strict=True):
-        try:
-            room_after(len(prompt), positions, 1)
-        except UserError as error:
-            raise UserError(error.what, fix=error.fix, where=row.origin) from None
 
 
 def _settings(

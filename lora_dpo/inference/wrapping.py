@@ -8,13 +8,17 @@ from collections.abc import Iterable, Iterator
 from rich.cells import cell_len
 
 _PARTS = re.compile(r"\n|[^\S\n]+|\S+")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_TAB = "    "
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and those that turn the direction of all that follows them on the line."""
+_SHOWN = str.maketrans({"\t": "    ", "\u2028": "\n", "\u2029": "\n"})
 
 
 def printable(text: str) -> str:
-    """Returns a text without control characters but line breaks: what a model writes must not move the cursor."""
-    return _CONTROL.sub("", text.replace("\t", _TAB))
+    """Returns a text without control characters but line breaks: what a model writes must not move the cursor.
+
+    Nor may it turn the direction of what stands beside it; the direction of its own letters stays.
+    """
+    return _UNSEEN.sub("", text.translate(_SHOWN))
 
 
 def wrapped(pieces: Iterable[str], width: int) -> Iterator[str]:

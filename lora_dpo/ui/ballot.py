@@ -52,7 +52,7 @@ class CompareBallot:
         Raises:
             UserError: There is nothing of this name.
         """
-        draft = self._drafts.all().get(draft_id)
+        draft = self._drafts.all(self.made_by).get(draft_id)
         if draft is None:
             raise UserError("These two answers are not known here.", fix="Ask again: nothing was stored.")
         return draft

@@ -13,8 +13,12 @@ from rich.table import Table
 from lora_dpo.console import note, out
 from lora_dpo.errors import UserError
 from lora_dpo.inference.chat_model import ChatModel
-from lora_dpo.inference.found import find_model
+from lora_dpo.inference.found import Found, find_model
 from lora_dpo.inference.sampling import Sampling
+from lora_dpo.model.base import resolve
+from lora_dpo.model.hashes import weights_hash
+from lora_dpo.model.precision import choose_dtype
+from lora_dpo.recipe.schema import ModelSection
 from lora_dpo.ui.desk import Desk
 from lora_dpo.ui.drafting import Drafter, names
 from lora_dpo.ui.keys import has_keyboard
@@ -91,7 +95,7 @@ def make_desk(request: Request) -> Desk:
     """
     store = Store(request.output)
     questions = read_questions(request.questions, key="QUESTIONS", system=request.system)
-    sides = _sides(request)
+    sides = sides_of(request)
     check_can_differ(sides)
     for side in dict.fromkeys(side.model for side in sides):
         side.load()
@@ -152,23 +156,47 @@ def print_end(desk: Desk) -> None:
     out.print(f"Train on them: lora-dpo dpo RECIPE data.path={path} adapter.init_from=auto", style="dim", markup=False)
 
 
-def _sides(request: Request) -> tuple[Side, Side]:
-    one = _model(request.model, request.adapter, request.overrides)
-    other = one
+def sides_of(request: Request) -> tuple[Side, Side]:
+    """Returns what writes the two answers; weights that both have are loaded once.
+
+    Raises:
+        UserError: A model cannot be found or read.
+    """
+    one = other = _found(request.model, request.adapter, request.overrides)
     if request.other_model is not None or request.other_adapter is not None:
-        other = _model(request.other_model or request.model, request.other_adapter, request.overrides)
-    return Side(one, request.sampling), Side(other, request.sampling)
+        other = _found(request.other_model or request.model, request.other_adapter, request.overrides)
+    if _is_base_of(one, other):
+        model = ChatModel(other)
+        return Side(model, request.sampling, base=True), Side(model, request.sampling)
+    model = ChatModel(one)
+    if _is_base_of(other, one):
+        return Side(model, request.sampling), Side(model, request.sampling, base=True)
+    return Side(model, request.sampling), Side(model if other == one else ChatModel(other), request.sampling)
 
 
-def _model(model: str, adapter: str | None, overrides: Sequence[str]) -> ChatModel:
+def _is_base_of(plain: Found, tuned: Found) -> bool:
+    """Returns whether a model is the other one with its adapter off, so that it need not be loaded beside it."""
+    if plain.is_adapter or not tuned.is_adapter or tuned.four_bit or _reading(plain.model) != _reading(tuned.model):
+        return False
+    one, other = (weights_hash(resolve(found.model), found.model.revision) for found in (plain, tuned))
+    return one is not None and one == other
+
+
+def _reading(model: ModelSection) -> ModelSection:
+    """Returns how a model is loaded, wherever it is."""
+    dtype = str(choose_dtype(model.dtype)).removeprefix("torch.")
+    return model.model_copy(update={"name": "", "revision": None, "dtype": dtype})
+
+
+def _found(model: str, adapter: str | None, overrides: Sequence[str]) -> Found:
     if adapter is None:
-        return ChatModel(find_model(model, overrides=overrides))
+        return find_model(model, overrides=overrides)
     found = find_model(adapter, base=model, overrides=overrides)
     if not found.is_adapter:
         raise UserError(
             f"{adapter} is no adapter, so it cannot be put on {model}.", fix=f"Give it as the model: --model {adapter}."
         )
-    return ChatModel(found)
+    return found
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.live import Live
 
-from lora_dpo.console import out, tracked
+from lora_dpo.console import note, out, tracked
 from lora_dpo.data.formats.base import with_system
 from lora_dpo.errors import UserError
 from lora_dpo.evaluation.subjects import find
 from lora_dpo.inference.chat_model import ChatModel
 from lora_dpo.inference.found import find_model
-from lora_dpo.inference.generate import plan_batches
+from lora_dpo.inference.generate import check_room, plan_batches
 from lora_dpo.inference.sampling import Sampling
 from lora_dpo.model.answering import Answer
 from lora_dpo.ui.panels import answers_panel, cut_text, question_panel
@@ -57,12 +57,15 @@ def compare(request: Request, *, as_json: bool) -> None:
     """
     questions = questions_of(request)
     model = both_models(request)
+    prompts = [model.encoder.prompt_ids(turns) for turns in questions]
+    check_room([f"question {number}" for number in range(1, len(prompts) + 1)], prompts, model.positions)
+    sampling = request.sampling.seeded()
     if out.is_terminal and not out.is_dumb_terminal and not as_json:
-        _stream(model, questions, request.sampling)
+        _stream(model, questions, prompts, sampling)
         return
-    answers = _answers(model, questions, request.sampling)
+    answers = _answers(model, prompts, sampling)
     if as_json:
-        out.print_json(json.dumps(_as_json(request, model, questions, answers)))
+        out.print_json(json.dumps(_as_json(request.subject, model, sampling, questions, answers)))
         return
     titles = _titles(model)
     for number, (turns, pair) in enumerate(zip(questions, answers, strict=True), start=1):
@@ -82,6 +85,8 @@ def questions_of(request: Request) -> list[Turns]:
     if count < 1:
         raise UserError("--questions is 0, so there is nothing to compare.", fix="Give a number from 1, or a file.")
     held_out = held_out_questions(find(request.subject).run)
+    if len(held_out) < count:
+        note(f"--questions is {count}, but there are {len(held_out)}: all of them are asked.")
     return [with_system(turns, request.system) for turns in held_out[:count]]
 
 
@@ -106,25 +111,23 @@ def _titles(model: ChatModel) -> tuple[str, str]:
     return f"base: {model.base_name}", f"tuned: {model.found.name}"
 
 
-def _stream(model: ChatModel, questions: Sequence[Turns], sampling: Sampling) -> None:
+def _stream(model: ChatModel, questions: Sequence[Turns], prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
     """Shows the answers while they are written."""
     titles = _titles(model)
-    for number, turns in enumerate(questions, start=1):
+    for number, (turns, prompt) in enumerate(zip(questions, prompts, strict=True), start=1):
         out.print(question_panel(turns, f"Question {number} of {len(questions)}"))
         texts = ["", ""]
         with Live(console=out, transient=True, auto_refresh=False, vertical_overflow="ellipsis") as live:
-            for place in _written(model, turns, sampling, texts):
+            for place in _written(model, prompt, sampling, texts):
                 texts[place] = texts[place].lstrip()
                 live.update(answers_panel(titles, texts, out.width), refresh=True)
         out.print(answers_panel(titles, texts, out.width))
 
 
-def _written(model: ChatModel, turns: Turns, sampling: Sampling, texts: list[str]) -> Iterator[int]:
+def _written(model: ChatModel, prompt: Sequence[int], sampling: Sampling, texts: list[str]) -> Iterator[int]:
     """Writes both answers into `texts`, and yields which one has grown."""
-    prompt = model.encoder.prompt_ids(turns)
-    seeded = sampling.seeded()
     for place in (0, 1):
-        with model.write(prompt, seeded, base=place == 0) as writing:
+        with model.write(prompt, sampling, base=place == 0) as writing:
             for piece in writing:
                 texts[place] += piece
                 yield place
@@ -133,26 +136,28 @@ def _written(model: ChatModel, turns: Turns, sampling: Sampling, texts: list[str
             yield place
 
 
-def _answers(model: ChatModel, questions: Sequence[Turns], sampling: Sampling) -> list[tuple[Answer, Answer]]:
+def _answers(model: ChatModel, prompts: Sequence[list[int]], sampling: Sampling) -> list[tuple[Answer, Answer]]:
     """Returns the answers of base and tuned model, written in batches."""
-    prompts = [model.encoder.prompt_ids(turns) for turns in questions]
     batches = plan_batches(list(map(len, prompts)), _BATCH)
-    seeded = sampling.seeded()
     found: dict[int, tuple[Answer, Answer]] = {}
     for places in tracked(batches, "answers"):
         asked = [prompts[place] for place in places]
-        before, after = (model.answers(asked, seeded, base=base) for base in (True, False))
+        before, after = (model.answers(asked, sampling, base=base) for base in (True, False))
         found |= zip(places, zip(before, after, strict=True), strict=True)
     return [found[place] for place in range(len(prompts))]
 
 
 def _as_json(
-    request: Request, model: ChatModel, questions: Sequence[Turns], answers: Sequence[tuple[Answer, Answer]]
+    subject: str,
+    model: ChatModel,
+    sampling: Sampling,
+    questions: Sequence[Turns],
+    answers: Sequence[tuple[Answer, Answer]],
 ) -> dict[str, Any]:
     return {
-        "subject": request.subject,
+        "subject": subject,
         "base": model.base_name,
-        "sampling": asdict(request.sampling),
+        "sampling": asdict(sampling),
         "questions": [
             {"prompt": list(turns), "base": _one(before), "tuned": _one(after)}
             for turns, (before, after) in zip(questions, answers, strict=True)

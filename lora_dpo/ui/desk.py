@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from lora_dpo.errors import UserError
 from lora_dpo.ui.drafting import Ahead, Drafter
 from lora_dpo.ui.drafts import Answered, Draft, DraftFile, question_id
+from lora_dpo.ui.holds import HoldFile
 from lora_dpo.ui.lines import Line
 from lora_dpo.ui.questions import Turns
 from lora_dpo.ui.store import Store, Vote, check_annotator, new_ticket
 
 AHEAD = 2
 """Drafts that wait for each person."""
-_HELD_SECONDS = 600.0
-"""Somebody who does not vote for so long no longer keeps a draft from others."""
 _LOOK_SECONDS = 1.0
 """How often the files are looked at meanwhile: other processes may have drafted or voted."""
 
@@ -86,7 +85,7 @@ class Desk:
         self._questions = {question_id(turns): turns for turns in questions}
         self._drafts = DraftFile(store.path)
         self._left_out: dict[str, str] = {}
-        self._held: dict[str, dict[str, float]] = defaultdict(dict)
+        self._holds = HoldFile(store.path, self.made_by)
         self._people: set[str] = set()
         self._changed = threading.Condition()
         self._ahead = Ahead(drafter, self._wanted, self._add, self._fail)
@@ -104,6 +103,7 @@ class Desk:
             yield self
         finally:
             self._ahead.close()
+            self._holds.release(self._people)
 
     def next(self, annotator: str, timeout_seconds: float | None = None) -> Showing | None:
         """Returns what is put before a person next.
@@ -126,11 +126,10 @@ class Desk:
                 self._raise_error()
                 if self._progress(annotator).is_complete:
                     return None
-                if drafts := self._open(annotator):
-                    self._hold(drafts[0], annotator)
-                    self._ahead.wake()
-                    return Showing(new_ticket(), drafts[0])
+                draft = self._taken(annotator)
                 self._ahead.wake()
+                if draft is not None:
+                    return Showing(new_ticket(), draft)
                 left = None if end is None else end - time.monotonic()
                 if left is not None and left <= 0:
                     return None
@@ -143,7 +142,7 @@ class Desk:
             UserError: There is none.
         """
         try:
-            return self._drafts.all()[draft_id]
+            return self._drafts.all(self.made_by)[draft_id]
         except KeyError:
             raise UserError(
                 "These two answers are not known here.", fix="Ask for the next question again: nothing was stored."
@@ -157,7 +156,6 @@ class Desk:
         """
         added = self.store.add(vote)
         with self._changed:
-            self._held[vote.draft.question].pop(vote.annotator, None)
             self._changed.notify_all()
         self._ahead.wake()
         return added
@@ -193,15 +191,22 @@ class Desk:
     def _is_done(self, voters: dict[str, str], annotator: str) -> bool:
         return annotator in voters or sum(choice != "skip" for choice in voters.values()) >= self.votes
 
+    def _taken(self, annotator: str) -> Draft | None:
+        """Returns the first draft that can be shown to a person, who holds it then; None where there is none."""
+        for draft in self._open(annotator):
+            if self._holds.take(draft.question, annotator, lambda draft=draft: draft in self._open(annotator)):
+                return draft
+        return None
+
     def _open(self, annotator: str) -> list[Draft]:
         """Returns the drafts that can be shown to a person, the questions' order kept."""
-        voters, drafts = self._voters(), self._by_question()
+        voters, drafts, holders = self._voters(), self._by_question(), self._holds.holders()
         found = []
         for question in self._questions:
             seen = voters.get(question, {})
             if question not in drafts or self._is_done(seen, annotator):
                 continue
-            others = sum(1 for name in self._holders(question) if name != annotator and name not in seen)
+            others = len(holders[question] - seen.keys() - {annotator})
             if others + sum(choice != "skip" for choice in seen.values()) < self.votes:
                 found.append(drafts[question])
         return found
@@ -210,21 +215,12 @@ class Desk:
         """Returns the draft of each question: the one that has votes, else the first."""
         voted = {vote.get("pair") for vote in self.store.votes()}
         found: dict[str, Draft] = {}
-        for draft in self._drafts.all().values():
+        for draft in self._drafts.all(self.made_by).values():
             if draft.made_by != self.made_by:
                 continue
             if draft.question not in found or (draft.id in voted and found[draft.question].id not in voted):
                 found[draft.question] = draft
         return found
-
-    def _holders(self, question: str) -> list[str]:
-        oldest = time.monotonic() - _HELD_SECONDS
-        return [name for name, since in self._held[question].items() if since > oldest]
-
-    def _hold(self, draft: Draft, annotator: str) -> None:
-        for holders in self._held.values():
-            holders.pop(annotator, None)
-        self._held[draft.question][annotator] = time.monotonic()
 
     def _wanted(self) -> Turns | None:
         """Returns the question that is drafted next: somebody would otherwise soon have to wait for it."""

@@ -7,12 +7,15 @@ import threading
 from collections.abc import Callable, Sequence
 
 from lora_dpo.errors import UserError
-from lora_dpo.ui.drafts import Answered, Draft, likeness, question_id, too_alike
+from lora_dpo.ui.drafts import ALIKE, Answered, Draft, likeness, question_id
 from lora_dpo.ui.questions import Turns
 from lora_dpo.ui.sides import Side, made_by, seed_for
 
 ATTEMPTS = 4
 """How often two answers are drawn, where they are too alike."""
+
+_MOST_FAILURES = 3
+"""So many questions in a row that cannot be answered are not the questions' fault."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +60,7 @@ class Drafter:
             kept = written
             draft = Draft(turns, (kept[0], kept[1]), self.made_by)
             alike = likeness(kept[0].text, kept[1].text)
-            if not too_alike(kept[0].text, kept[1].text):
+            if alike < ALIKE:
                 return draft
             if best is None or alike < best[0]:
                 best = alike, draft
@@ -85,6 +88,9 @@ class Drafter:
 class Ahead:
     """A thread that writes drafts as long as some are wanted.
 
+    A question at which the model breaks, such as one for which the memory does not suffice, is left out; three in a row
+    end it.
+
     Args:
         drafter: What writes them.
         wanted: Returns the question that is to be drafted next, or None.
@@ -103,6 +109,7 @@ class Ahead:
         self._drafter, self._wanted, self._done, self._failed = drafter, wanted, done, failed
         self._wake = threading.Event()
         self._leave = False
+        self._failures = 0
         self._thread = threading.Thread(target=self._run, name="drafting", daemon=True)
 
     def start(self) -> None:
@@ -141,6 +148,16 @@ class Ahead:
         except UserError as error:
             self._failed(turns, error.what)
             return
+        except Exception as error:
+            self._failures += 1
+            if self._failures == _MOST_FAILURES:
+                raise
+            what = f"{type(error).__name__}: {error}"
+            _log.warning("A question is left out, as its answers could not be written: %s", what)
+            _log.debug("drafting failed", exc_info=True)
+            self._failed(turns, what)
+            return
+        self._failures = 0
         if draft is not None:
             self._done(draft)
 

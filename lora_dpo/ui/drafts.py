@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from lora_dpo.data.pair import Message, normalised
 from lora_dpo.errors import UserError
 from lora_dpo.ui.lines import LineFile
 
-_ALIKE = 0.9
-"""Two answers of which this part of the words is the same, in the same order, are too alike to be compared."""
+ALIKE = 0.9
+"""Two answers whose `likeness` is this or more are too alike to be compared."""
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Scripts that are written without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +55,19 @@ class Draft:
         turns: The conversation up to the answers.
         answers: The answers, in the order of the sides that wrote them.
         made_by: Which pair of sides wrote them.
+        question: Identifies the question.
+        id: Identifies question and answers, whatever their order.
     """
 
     turns: tuple[Message, ...]
     answers: tuple[Answered, Answered]
     made_by: str
+    question: str = field(init=False)
+    id: str = field(init=False)
 
-    @property
-    def question(self) -> str:
-        """Identifies the question."""
-        return question_id(self.turns)
-
-    @property
-    def id(self) -> str:
-        """Identifies question and answers, whatever their order."""
-        return digest([self.turns, sorted(one.text for one in self.answers)])
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "question", question_id(self.turns))
+        object.__setattr__(self, "id", digest([self.turns, sorted(one.text for one in self.answers)]))
 
     def shown(self, ticket: str) -> tuple[Answered, Answered]:
         """Returns the answers as they are shown, left and right: in an order that only the ticket decides.
@@ -88,21 +91,36 @@ class DraftFile:
 
     def __init__(self, preferences: Path) -> None:
         self._file = LineFile(preferences.with_name(f".{preferences.name}.drafts"))
-        self._drafts: dict[str, Draft] = {}
+        self._drafts: dict[tuple[str, str], Draft] = {}
         self._taken = 0
-        self.all()
+        self._guard = threading.RLock()
+        self._refresh()
 
     def add(self, draft: Draft) -> None:
         """Adds a draft."""
-        self._file.append({"id": draft.id, **asdict(draft)}, unless=lambda: draft.id in self.all())
+        with self._guard:  # taken before the file's own, as in `all`
+            self._file.append(asdict(draft), unless=lambda: (draft.made_by, draft.id) in self._refresh())
 
-    def all(self) -> dict[str, Draft]:
-        """Returns all drafts by their ids, those of other processes included."""
-        self._file.refresh()
-        if len(self._file.lines) < self._taken:  # the file was replaced
-            self._drafts, self._taken = {}, 0
-        self._take(self._file.lines[self._taken :])
-        return self._drafts
+    def all(self, made_by: str) -> dict[str, Draft]:
+        """Returns all drafts by their ids, those of other processes included.
+
+        Args:
+            made_by: Whose draft is returned where several pairs of sides have written the same answers.
+        """
+        found: dict[str, Draft] = {}
+        with self._guard:
+            for draft in self._refresh().values():
+                if draft.id not in found or draft.made_by == made_by:
+                    found[draft.id] = draft
+        return found
+
+    def _refresh(self) -> dict[tuple[str, str], Draft]:
+        with self._guard:
+            self._file.refresh()
+            if len(self._file.lines) < self._taken:  # the file was replaced
+                self._drafts, self._taken = {}, 0
+            self._take(self._file.lines[self._taken :])
+            return self._drafts
 
     def _take(self, lines: Sequence[Mapping[str, Any]]) -> None:
         for line in lines:
@@ -114,7 +132,7 @@ class DraftFile:
                     f"{self._file.path} is not the file of drafts that lora-dpo writes.",
                     fix="Remove it: the drafts in it are written again.",
                 ) from None
-            self._drafts[draft.id] = draft
+            self._drafts[draft.made_by, draft.id] = draft
         self._taken += len(lines)
 
 
@@ -138,13 +156,11 @@ def digest(value: Any) -> str:
 
 
 def likeness(one: str, other: str) -> float:
-    """Returns which part of two texts' words is the same, in the same order; case and white space do not count."""
-    first, second = normalised(one).split(), normalised(other).split()
+    """Returns which part of two texts' words is the same, in the same order; case and white space do not count.
+
+    In scripts that are written without spaces, a character counts as a word.
+    """
+    first, second = _WORD.findall(normalised(one)), _WORD.findall(normalised(other))
     if first == second:
         return 1.0
     return difflib.SequenceMatcher(None, first, second, autojunk=False).ratio()
-
-
-def too_alike(one: str, other: str) -> bool:
-    """Returns whether two answers differ too little to be compared."""
-    return likeness(one, other) >= _ALIKE

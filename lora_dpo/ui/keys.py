@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import select
 import sys
 import termios
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 
 _ESCAPE_SECONDS = 0.2
 """How long the rest of an arrow key may take to arrive; lines over the network are slow."""
+_ESCAPE = re.compile(rb"\x1b+([^\x1b\[O]|[\[O][ -?]*[@-Z\\-~]|\[\[.)", re.DOTALL)
+"""A whole escape sequence: parameters and a final byte (ECMA-48, 5.4); the Linux console's F keys begin with `[[`."""
 _INTERRUPT_SECONDS = 0.2
 _NAMED = {
     "\x1b[D": "left", "\x1bOD": "left", "\x1b[C": "right", "\x1bOC": "right", "\x04": "end", "": "end",
@@ -54,12 +57,23 @@ def read_key() -> str:
         pass
     typed = os.read(descriptor, 1)
     if typed == b"\x1b":
-        while len(typed) < 3 and select.select([descriptor], [], [], _ESCAPE_SECONDS)[0]:
-            typed += os.read(descriptor, 1)
+        typed = _escape_sequence(descriptor)
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = decoder.decode(typed)
-    while not text and typed:  # the first byte of a longer character
-        text = decoder.decode(os.read(descriptor, 1))
+    while typed and not text:  # the first byte of a longer character
+        typed = os.read(descriptor, 1)
+        text = decoder.decode(typed)
     if text in _NAMED:
         return _NAMED[text]
     return text.lower() if len(text) == 1 and text.isprintable() else ""
+
+
+def _escape_sequence(descriptor: int) -> bytes:
+    """Reads what follows an escape byte, to its end: nothing of it may be taken for a key that votes."""
+    typed = b"\x1b"
+    while not _ESCAPE.fullmatch(typed) and select.select([descriptor], [], [], _ESCAPE_SECONDS)[0]:
+        byte = os.read(descriptor, 1)
+        if not byte:
+            break
+        typed += byte
+    return typed

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from lora_dpo.data.formats.collected import EDITED
 from lora_dpo.ui.lines import Line
 
 _FASTEST_CHARACTERS_PER_SECOND = 200.0
@@ -46,7 +47,7 @@ def summary(votes: Sequence[Line]) -> dict[str, Any]:
     return {
         "votes": len(votes),
         "preferences": sum(vote["choice"] in ("left", "right") for vote in votes),
-        "edited": sum(bool(vote.get("edited")) for vote in votes),
+        "edited": sum(bool(vote.get(EDITED)) for vote in votes),
         "commented": sum(bool(vote.get("comment")) for vote in votes),
         "choices": dict(Counter(vote["choice"] for vote in votes)),
         "annotators": dict(Counter(vote["annotator"] for vote in votes)),
@@ -134,14 +135,15 @@ def is_instant(vote: Line) -> bool:
 def contradictions(votes: Sequence[Line]) -> list[dict[str, Any]]:
     """Returns the pairs of which one answer was preferred here and the other there, with the votes' ids by annotator.
 
-    `lora-dpo data` drops both directions of them.
+    `lora-dpo data` drops both directions of them. Edited votes are left out: their chosen answer is no longer one of
+    the two, so they contradict nothing and stay.
 
     Args:
         votes: The votes.
     """
     by_pair: dict[str, list[Line]] = defaultdict(list)
     for vote in votes:
-        if vote["choice"] in ("left", "right"):
+        if vote["choice"] in ("left", "right") and not vote.get(EDITED):
             by_pair[vote["pair"]].append(vote)
     return [
         {"pair": pair, "votes": {vote["id"]: vote["annotator"] for vote in group}}

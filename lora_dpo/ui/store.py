@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
+from unicodedata import category
 
 from lora_dpo.data.formats.collected import EDITED, UNDO, standing
 from lora_dpo.data.prompts import shown_prompt
 from lora_dpo.errors import UserError
+from lora_dpo.inference.answers_file import check_place
 from lora_dpo.ui.drafts import Answered, Draft
 from lora_dpo.ui.lines import Line, LineFile
 
@@ -19,10 +21,25 @@ Choice = Literal["left", "right", "both_good", "both_bad", "skip"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 
 _LONGEST_NAME = 64
+_BREAKS = {"Cc", "Cs", "Zl", "Zp"}
+"""Categories of characters that no name has: controls, halves of characters, ends of lines and paragraphs."""
 _LONGEST_COMMENT = 4_000
 _LONGEST_EDIT = 40_000
 _DAY_SECONDS = 86_400.0
 _HEX = set("0123456789abcdef")
+_ONCE = ("annotator", "pair", "made_by")
+"""Somebody votes once on what these name."""
+
+
+class AlreadyVotedError(UserError):
+    """Somebody has voted on the same two answers before, in another window or terminal."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "You have voted on these two answers already, here or in another window.",
+            why="That vote stands, and one person has one vote on two answers.",
+            fix="To vote anew, take it back first: undo.",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +120,7 @@ class Store:
     """
 
     def __init__(self, path: Path) -> None:
+        check_place(path)
         if path.suffix != ".jsonl":
             raise UserError(
                 f"--output is {path}, but preferences are collected in a .jsonl file.",
@@ -124,10 +142,20 @@ class Store:
 
         Returns:
             Whether it was added.
+
+        Raises:
+            AlreadyVotedError: Another vote of this person on the same two answers stands.
         """
-        return self._file.append(
-            vote.line(), unless=lambda: any(one.get("id") == vote.ticket for one in self._file.lines)
-        )
+        line = vote.line()
+
+        def is_there() -> bool:
+            if any(one.get("id") == vote.ticket for one in self._file.lines):
+                return True
+            if any(all(one.get(key) == line[key] for key in _ONCE) for one in self._standing()):
+                raise AlreadyVotedError
+            return False
+
+        return self._file.append(line, unless=is_there)
 
     def votes(self) -> list[Line]:
         """Returns the votes that stand, in their order: those that were undone are left out."""
@@ -169,11 +197,11 @@ def check_annotator(name: str) -> None:
     Raises:
         UserError: It is empty, too long or holds what cannot be shown on a line.
     """
-    if not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
+    if not name.strip() or len(name) > _LONGEST_NAME or not _BREAKS.isdisjoint(map(category, name)):
         raise UserError(
             f"The annotator's name is {name[: _LONGEST_NAME + 1]!r}.",
             why=f"It must be a text of 1 to {_LONGEST_NAME} characters on one line.",
-            fix="Give another: --annotator NAME.",
+            fix="Give another, on the page or by --annotator NAME.",
         )
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
-from io import TextIOWrapper
 
 import click
 
@@ -15,7 +13,7 @@ from lora_dpo.inference.wrapping import printable
 from lora_dpo.ui.desk import Desk, Showing
 from lora_dpo.ui.keys import forget_typed, read_key, single_keys
 from lora_dpo.ui.panels import answers_panel, cut_text, question_panel
-from lora_dpo.ui.store import Choice, Vote
+from lora_dpo.ui.store import AlreadyVotedError, Choice, Vote
 
 _HELP = (
     ("left, 1", "the left answer is better"),
@@ -57,8 +55,6 @@ class CollectTerminal:
 
     def run(self) -> None:
         """Shows and asks, until nothing is left or the person leaves."""
-        if isinstance(sys.stdout, TextIOWrapper):  # answers hold what not every terminal's encoding does
-            sys.stdout.reconfigure(errors="replace")
         self._help()
         while (showing := self._next()) is not None:
             if not self._vote_on(showing):
@@ -100,6 +96,9 @@ class CollectTerminal:
                     self._ask_comment()
                 elif key == "?":
                     self._help()
+            except AlreadyVotedError as error:
+                show_error(str(error))
+                return True
             except UserError as error:
                 show_error(str(error))
 

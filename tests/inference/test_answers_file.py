@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import uuid
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,13 @@ def test_it_goes_on_after_its_whole_lines(path: Path) -> None:
         assert file.count == 3
     assert [json.loads(line) for line in path.read_text().split("\n")[:-1]] == LINES
     assert sorted(file.name for file in path.parent.iterdir()) == ["answers.jsonl", "answers.jsonl.settings.json"]
+
+
+def test_an_id_that_json_does_not_have_is_written_as_text(path: Path) -> None:
+    with open_answers(path, SETTINGS, overwrite=False) as file:
+        file.append([{"index": 0, "id": date(2026, 1, 31)}, {"index": 1, "id": uuid.UUID(int=1)}])
+    found = [json.loads(line)["id"] for line in path.read_text().splitlines()]
+    assert found == ["2026-01-31", "00000000-0000-0000-0000-000000000001"]
 
 
 def test_other_settings_are_refused_with_what_differs(path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from lora_dpo.inference.chat import chat
 from lora_dpo.inference.chat_model import ChatModel
 from lora_dpo.inference.found import find_model
 from lora_dpo.inference.sampling import Sampling
+from lora_dpo.inference.streaming import Writing
 
 SHORT = Sampling(4)
 
@@ -49,6 +51,18 @@ def test_one_answer_is_all_that_is_printed(ask) -> None:
     assert ask(b"Do bats see?\n", stdout_tty=False) == answer["text"] + "\n"
     assert ask(b"Something else", prompt="Do bats see?") == answer["text"] + "\n"
     assert ask(prompt="Do bats see?", system="Lie.") != answer["text"] + "\n"
+
+
+def test_what_the_model_writes_cannot_move_the_cursor(ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_dpo.inference.streaming.Writing.__iter__", _hostile)
+    assert ask(prompt="Do bats see?") == "[2Jhi\n"
+    assert ask(prompt="Do bats see?", stdout_tty=False) == "\x1b[2Jhi\n"
+
+
+def _hostile(writing: Writing) -> Iterator[str]:
+    writing.answer = {"text": "", "ids": [], "ended": True}
+    yield "\x1b[2J"
+    yield "hi"
 
 
 def test_as_json_the_answer_can_be_had_again(ask) -> None:

@@ -14,6 +14,8 @@ from lora_dpo.inference.wrapping import wrapped
         (["a much longerwordthanthat", " b"], "a much\nlongerwordthanthat\nb"),
         (["你好你好", "你", " ok"], "你好你好你\nok"),
         (["\x1b[2Jhi\tyou\r"], "[2Jhi\nyou"),
+        (["one\u2028two", "\u2029three"], "one\ntwo\nthree"),
+        (["\u202eabc\u2066def\u2069\u202c", " אב‏"], "abcdef אב‏"),
         ([], ""),
     ],
 )

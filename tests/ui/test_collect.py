@@ -153,6 +153,8 @@ def test_what_the_model_and_the_questions_say_cannot_move_the_cursor(work: Path)
         (("collect",), "It is not said which model writes the answers."),
         (("collect", "--model", "base"), "There is no terminal to vote in"),
         (("collect", "--summary", "-o", "gone.jsonl"), "There is no file gone.jsonl."),
+        (("collect", "--model", "gone", "--web", "--annotator", "a\nb"), "The annotator's name is 'a\\nb'."),
+        (("compare", "gone", "--web", "--annotator", " "), "The annotator's name is ' '."),
         (("compare", "runs/smal"), "Did you mean 'runs/small'?"),
         (("compare", "base"), "base does not say which model it was before the training"),
         (("compare", "runs/small", "--questions", "0"), "--questions is 0"),

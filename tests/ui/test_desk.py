@@ -97,6 +97,36 @@ def test_two_people_share_the_questions(desk_of) -> None:
         assert len(desk.store.votes()) == 4
 
 
+def test_people_in_several_processes_share_the_questions(desk_of) -> None:
+    with desk_of().open() as one, desk_of().open() as other:
+        ann, bob = one.next("ann"), other.next("bob")
+        assert ann.draft.question != bob.draft.question
+        assert other.next("bob").draft == bob.draft
+        vote(one, ann, "ann")
+        assert other.next("bob").draft == bob.draft
+        vote(other, bob, "bob")
+        all_of(one, "ann")
+        assert other.next("bob") is None
+        assert len(one.store.votes()) == 4
+
+
+def test_who_leaves_keeps_nothing_from_others(desk_of) -> None:
+    with desk_of().open() as one:
+        held = one.next("ann").draft
+        with desk_of().open() as other:
+            assert other.next("bob").draft != held
+    with desk_of().open() as other:
+        assert other.next("bob").draft == held
+
+
+def test_who_does_not_vote_for_long_keeps_nothing_from_others(desk_of, monkeypatch: pytest.MonkeyPatch) -> None:
+    with desk_of().open() as one, desk_of().open() as other:
+        held = one.next("ann").draft
+        now = time.time()
+        monkeypatch.setattr("lora_dpo.ui.holds.time.time", lambda: now + 601)
+        assert other.next("bob").draft == held
+
+
 def test_with_two_votes_a_pair_both_see_the_same_answers(desk_of) -> None:
     with desk_of(votes=2).open() as desk:
         assert all_of(desk, "ann") == all_of(desk, "bob")
@@ -173,6 +203,22 @@ def test_what_breaks_in_the_background_is_raised_in_front(desk_of, monkeypatch: 
     monkeypatch.setattr(Drafter, "draft", lambda self, turns: 1 / 0)
     with desk.open("ann"), pytest.raises(ZeroDivisionError):
         desk.next("ann")
+
+
+def test_a_question_at_which_the_model_breaks_is_left_out(desk_of, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    written = Drafter.draft
+
+    def breaking(self: Drafter, turns):
+        if turns in (QUESTIONS[0], QUESTIONS[1], QUESTIONS[3]):  # no three in a row
+            raise MemoryError("too much")
+        return written(self, turns)
+
+    desk = desk_of()
+    monkeypatch.setattr(Drafter, "draft", breaking)
+    with desk.open("ann"):
+        assert all_of(desk, "ann") == ["Why is the sky blue?"]
+        assert list(desk.progress("ann").left_out.values()) == ["MemoryError: too much"] * 3
+    assert "A question is left out" in caplog.text
 
 
 def test_closing_does_not_wait_for_an_answer(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from lora_dpo.data.pair import user
@@ -7,8 +10,9 @@ from lora_dpo.errors import UserError
 from lora_dpo.inference.chat_model import ChatModel
 from lora_dpo.inference.found import find_model
 from lora_dpo.inference.sampling import Sampling
+from lora_dpo.ui.collect import Request, sides_of
 from lora_dpo.ui.drafting import ATTEMPTS, Drafter
-from lora_dpo.ui.drafts import question_id, too_alike
+from lora_dpo.ui.drafts import ALIKE, likeness, question_id
 from lora_dpo.ui.sides import Side, check_can_differ, seed_for
 from tests.ui.conftest import SAMPLING
 
@@ -27,18 +31,24 @@ def answer_of(side: Side, seed: int) -> str:
         ("a b c d e f g h i j", "a b c d e f g h i x", True),
         ("a b c d e f g h i j", "a b c d e f g h x y", False),
         ("Yes.", "No.", False),
+        ("It is 1234567890.", "It is 1234567891.", False),  # a number is a word
+        ("天空因为散射而呈现蓝色，这是瑞利散射。", "天空因为散射而呈现蓝色，这是瑞利散射！", True),
+        ("天空因为散射而呈现蓝色，这是瑞利散射。", "天空因為散射而呈現藍色，這是瑞利散射。", False),
+        ("空は散乱のために青く見えます。", "空は散乱のために青く見えました。", True),
+        ("ท้องฟ้าเป็นสีฟ้าเพราะการกระเจิงของแสง", "ท้องฟ้าเป็นสีฟ้าเพราะการกระเจิงของแสงนะ", True),
+        ("光の散乱", "海の色の反射", False),
         ("", " ", True),
     ],
 )
 def test_too_alike(one: str, other: str, alike: bool) -> None:
-    assert too_alike(one, other) == alike
+    assert (likeness(one, other) >= ALIKE) == alike
 
 
 def test_two_different_answers_which_anybody_can_write_again(drafter: Drafter) -> None:
     draft = drafter.draft(TURNS)
     assert draft is not None
     one, other = draft.answers
-    assert not too_alike(one.text, other.text)
+    assert likeness(one.text, other.text) < ALIKE
     side = drafter.sides[0]
     assert [answer_of(side, answer.seed) for answer in (one, other)] == [one.text, other.text]  # type: ignore[arg-type]
     assert one.seed == seed_for(0, question_id(TURNS), 0, 0)
@@ -56,11 +66,11 @@ def test_answers_that_are_too_alike_are_drawn_again(work, monkeypatch: pytest.Mo
     side = Side(ChatModel(find_model("base")), SAMPLING)
     seen = []
 
-    def judge(one: str, other: str) -> bool:
+    def judge(one: str, other: str) -> float:
         seen.append((one, other))
-        return len(seen) < 3
+        return 0.9 if len(seen) < 3 else 0.89
 
-    monkeypatch.setattr("lora_dpo.ui.drafting.too_alike", judge)
+    monkeypatch.setattr("lora_dpo.ui.drafting.likeness", judge)
     draft = Drafter((side, side), 0).draft(TURNS)
     assert draft is not None
     assert len(seen) == 3
@@ -74,7 +84,6 @@ def test_the_least_alike_are_taken_where_all_are_alike(work, monkeypatch: pytest
     side = Side(ChatModel(find_model("base")), SAMPLING)
     values = iter([0.95, 0.91, 0.97, 0.92])
     monkeypatch.setattr("lora_dpo.ui.drafting.likeness", lambda one, other: next(values))
-    monkeypatch.setattr("lora_dpo.ui.drafting.too_alike", lambda one, other: True)
     draft = Drafter((side, side), 0).draft(TURNS)
     assert draft is not None
     assert draft.answers[1].seed == seed_for(0, question_id(TURNS), 1, 1)
@@ -103,6 +112,30 @@ def test_base_and_tuned_are_different_sides(work) -> None:
     assert base.author["adapter"] is None
     assert other.author["adapter"].endswith("adapter")
     assert sides[0].identity == Side(ChatModel(find_model("base")), SAMPLING).identity != sides[1].identity
+
+
+@pytest.mark.parametrize(
+    ("words", "bases"),
+    [
+        ({"other_adapter": "runs/small"}, (True, False)),
+        ({"adapter": "runs/small", "other_model": "base"}, (False, True)),
+    ],
+)
+def test_base_and_adapter_on_it_are_loaded_once(work: Path, words: dict[str, str], bases: tuple[bool, bool]) -> None:
+    sides = sides_of(Request(None, "base", work / "p.jsonl", SAMPLING, **words))  # type: ignore[arg-type]
+    assert sides[0].model is sides[1].model
+    assert (sides[0].base, sides[1].base) == bases
+    plain, tuned = (sides[number] for number in (bases.index(True), bases.index(False)))
+    assert plain.identity == Side(ChatModel(find_model("base")), SAMPLING).identity
+    assert tuned.identity == Side(ChatModel(find_model("runs/small")), SAMPLING).identity != plain.identity
+
+
+def test_another_base_is_loaded_beside_the_adapter(work: Path, tiny_models) -> None:
+    other = shutil.copytree(tiny_models("gpt2"), work / "other")
+    sides = sides_of(Request(None, str(other), work / "p.jsonl", SAMPLING, other_model="runs/small"))
+    assert sides[0].model is not sides[1].model
+    assert not sides[0].base
+    assert not sides[1].base
 
 
 def test_a_question_that_is_too_long_is_told(drafter: Drafter) -> None:

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from lora_dpo.data.lint import lint
+from lora_dpo.data.sources import load_pairs
+from lora_dpo.recipe.schema import DataSection
 from lora_dpo.ui.statistics import agreements, fleiss_kappa, is_instant, rating, summary
+from lora_dpo.ui.store import Store
 from tests.ui.votes import draft, vote
 
 
@@ -67,6 +73,20 @@ def test_the_summary_counts_and_flags() -> None:
     assert found["agreement"] == [{"annotators": ["ann", "bob"], "pairs": 1, "observed": 0.0, "cohen_kappa": 0.0}]
     assert found["instant"] == [votes[1]["id"]]
     assert found["contradictory"] == [{"pair": shared.id, "votes": {votes[0]["id"]: "ann", votes[1]["id"]: "bob"}}]
+
+
+def test_contradictions_are_what_data_drops(tmp_path: Path) -> None:
+    store = Store(tmp_path / "prefs.jsonl")
+    for question in ("Both ways?", "Edited?", "Agreed?"):
+        ann, bob = draft(question, one="a", other="b"), draft(question, one="a", other="b")
+        store.add(vote(ann, prefers="a", annotator="ann", edited="a, better" if question == "Edited?" else None))
+        store.add(vote(bob, prefers="a" if question == "Agreed?" else "b", annotator="bob"))
+    (pairs,) = load_pairs(DataSection(path=str(store.path))).by_source
+    kept, dropped = lint(pairs)
+    found = summary(store.votes())["contradictory"]
+    assert [one["pair"] for one in found] == [draft("Both ways?", one="a", other="b").id]
+    assert dropped == {"contradictory": 2, "duplicate": 1}
+    assert sorted(pair.chosen for pair in kept) == ["a", "a, better", "b"]
 
 
 def test_wins_are_counted_where_the_authors_differ() -> None:

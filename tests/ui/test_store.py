@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from lora_dpo.data.sources import load_pairs
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.schema import DataSection
-from lora_dpo.ui.store import CHOICES, Store, new_ticket
+from lora_dpo.ui.store import CHOICES, AlreadyVotedError, Store, new_ticket
 from tests.ui.votes import draft, vote
 
 
@@ -43,6 +44,22 @@ def test_the_same_vote_counts_once(store: Store) -> None:
     assert not store.add(given)
     assert not Store(store.path).add(given)
     assert len(store.votes()) == 1
+
+
+def test_one_person_has_one_vote_on_two_answers(store: Store) -> None:
+    first = vote(choice="left")
+    store.add(first)
+    for choice in ("left", "right", "skip"):  # in another window, under another ticket
+        with pytest.raises(AlreadyVotedError, match="already, here or in another window"):
+            Store(store.path).add(vote(choice=choice))
+    assert not store.add(first)
+    assert store.add(vote(annotator="bob"))
+    other_weights = dataclasses.replace(draft(), made_by="others")
+    assert store.add(vote(other_weights))
+    assert store.undo("ann")
+    assert store.undo("ann")
+    assert store.add(vote(choice="right"))
+    assert [line["annotator"] for line in store.votes()] == ["bob", "ann"]
 
 
 def test_only_the_ticket_decides_the_sides_and_both_orders_come() -> None:
@@ -97,6 +114,9 @@ def test_a_store_without_a_preference_says_so(store: Store) -> None:
         ({"ticket": "A" * 32}, "ticket is none of lora-dpo's"),
         ({"annotator": ""}, "annotator's name is ''"),
         ({"annotator": "a\nb"}, "annotator's name is"),
+        ({"annotator": "a\u2028b"}, "annotator's name is"),
+        ({"annotator": "a\x1bb"}, "annotator's name is"),
+        ({"annotator": "a\ud83d"}, "annotator's name is"),
         ({"annotator": "x" * 65}, "1 to 64 characters"),
         ({"comment": "x" * 4001}, "has 4001 characters"),
         ({"choice": "both_bad", "edited": "x"}, "only be edited as the better one"),
@@ -106,6 +126,12 @@ def test_a_store_without_a_preference_says_so(store: Store) -> None:
 def test_what_cannot_be_stored_is_refused(values: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         vote(**values)
+
+
+@pytest.mark.parametrize("name", ["شاه\u200cرخ", "Ann\xa0Lee", "\U0001f469\u200d\U0001f52c", "张伟"])
+def test_names_that_people_have(store: Store, name: str) -> None:
+    assert store.add(vote(annotator=name))
+    assert Store(store.path).votes()[0]["annotator"] == name
 
 
 @pytest.mark.parametrize(
@@ -124,10 +150,12 @@ def test_another_file_is_left_alone(tmp_path: Path, name: str, content: str | No
     assert content is None or (tmp_path / name).read_text() == content
 
 
-def test_a_folder_is_no_store(tmp_path: Path) -> None:
-    (tmp_path / "prefs.jsonl").mkdir()
+@pytest.mark.parametrize("name", ["prefs.jsonl", ".", "..", "/"])
+def test_a_folder_is_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prefs.jsonl").mkdir()
     with pytest.raises(UserError, match="is a folder"):
-        Store(tmp_path / "prefs.jsonl")
+        Store(Path(name))
 
 
 @given(
