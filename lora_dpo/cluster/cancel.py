@@ -54,7 +54,7 @@ def cancel(status: RunStatus, job: str | None, *, now: bool) -> list[str]:
         _ask_to_save(status.run, each)
         note(f"Job {each.job} was asked to save and leave after its step. Ctrl-C stops waiting, and not the job.")
     for each in open_jobs:
-        _wait_for(status.run, each.job)
+        _wait_for(status.run, each, asked=each in saves)
     return [each.job for each in open_jobs]
 
 
@@ -86,10 +86,18 @@ def _scancel(numbers: list[str]) -> None:
         raise UserError(f"Slurm would not cancel {', '.join(numbers)}: {words_of(result)}")
 
 
-def _wait_for(run: RunFolder, number: str) -> None:
-    with err.status(f"Waiting for job {number} to end"):
-        while not _has_ended(run, number):
+def _wait_for(run: RunFolder, job: JobStatus, *, asked: bool) -> None:
+    starts = _starts(run, job)
+    with err.status(f"Waiting for job {job.job} to end"):
+        while not _has_ended(run, job.job):
             time.sleep(_LOOKS_EACH_SECONDS)
+            if asked and _starts(run, job) > starts:  # a start forgets what an earlier one was asked
+                starts = _starts(run, job)
+                _ask_to_save(run, job)
+
+
+def _starts(run: RunFolder, job: JobStatus) -> int:
+    return sum(event["event"] == "started" and event.get("job") == job.job for event in Record(run).events())
 
 
 def _has_ended(run: RunFolder, number: str) -> bool:

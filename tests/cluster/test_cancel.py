@@ -54,6 +54,26 @@ def test_a_training_is_asked_to_save_after_what_waits_has_left_the_queue(
     assert fake_slurm.calls("scancel") == [["102", "103"]]
 
 
+def test_a_job_that_was_just_beginning_is_asked_again(
+    run: RunFolder, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def sleep(seconds: float) -> None:
+        if seconds:  # somebody else's
+            return
+        seen.append(run.stop_file.exists())
+        if len(seen) == 1:
+            run.stop_file.unlink()
+            record(run.path, {"event": "started", "job": "101", "stage": "dpo"})
+        elif len(seen) == 2:
+            fake_slurm.knows("101", "completed", JobState="FAILED")
+
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    cancel(status_of(run), "101", now=False)
+    assert seen == [True, True]
+
+
 def test_a_job_that_comes_back_has_not_ended(
     run: RunFolder, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
