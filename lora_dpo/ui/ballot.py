@@ -61,9 +61,9 @@ class CompareBallot:
         """Stores a vote; the same one twice counts once."""
         return self.store.add(vote)
 
-    def undo(self, annotator: str) -> Line | None:
-        """Takes back a person's last vote on these two sides."""
-        return self.store.undo(annotator, self._is_own)
+    def undo(self, annotator: str, ticket: str | None = None) -> Line | None:
+        """Takes back a person's last vote on these two sides; the same ticket once, see `Store.undo`."""
+        return self.store.undo(annotator, self._is_own, ticket)
 
     def tally(self) -> dict[str, int]:
         """Returns how often each side was preferred, and how often none was."""

@@ -67,6 +67,20 @@ def test_undoing_takes_back_the_last_vote_of_that_person_alone(store: Store) -> 
     assert [line["prompt"] for line in Store(store.path).votes()] == ["C?"]
 
 
+def test_the_same_undo_takes_back_one_vote(store: Store) -> None:
+    store.add(vote(draft("A?")))
+    store.add(vote(draft("B?")))
+    ticket = new_ticket()
+    for again in (store, store, Store(store.path)):
+        assert again.undo("ann", ticket=ticket)["prompt"] == "B?"  # type: ignore[index]
+    assert [line["prompt"] for line in store.votes()] == ["A?"]
+    assert json.loads(store.path.read_text().splitlines()[-1])["id"] == ticket
+    assert store.undo("bob", ticket=new_ticket()) is None
+    assert store.undo("ann", ticket=store.votes()[0]["id"]) is None  # a vote's, not an undo's
+    with pytest.raises(UserError, match="ticket is none of lora-dpo's"):
+        store.undo("ann", ticket="x")
+
+
 def test_data_reads_preferences_and_nothing_else(store: Store) -> None:
     for number, choice in enumerate(CHOICES):
         store.add(vote(draft(f"Question {number}?", "a b c", "d e f"), choice=choice))

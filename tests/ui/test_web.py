@@ -20,7 +20,7 @@ from lora_dpo.inference.sampling import Sampling
 from lora_dpo.ui.ballot import CompareBallot
 from lora_dpo.ui.desk import Desk
 from lora_dpo.ui.drafting import Drafter
-from lora_dpo.ui.store import Store
+from lora_dpo.ui.store import Store, new_ticket
 from lora_dpo.ui.web.chatting import chat_site
 from lora_dpo.ui.web.collecting import collect_site
 from lora_dpo.ui.web.comparing import compare_site
@@ -69,6 +69,10 @@ def showing(client: Client, annotator: str = "ann") -> dict:
     return found["showing"]
 
 
+def undo(client: Client, annotator: str = "ann", ticket: str | None = None) -> dict:
+    return client.send("/api/undo", annotator=annotator, ticket=ticket or new_ticket())
+
+
 def vote(client: Client, shown: dict, annotator: str = "ann", **values) -> dict:
     values = {"choice": "left", "seconds": 3, **values}
     return client.send("/api/vote", annotator=annotator, ticket=shown["ticket"], pair=shown["pair"], **values)
@@ -93,9 +97,17 @@ def test_two_people_have_sessions_of_their_own(collecting: Client, desk: Desk) -
     assert ann["pair"] != bob["pair"]
     assert showing(collecting, "ann")["pair"] == ann["pair"]
     vote(collecting, ann, "ann")
-    assert collecting.send("/api/undo", annotator="bob")["undone"] is None
-    assert collecting.send("/api/undo", annotator="ann")["undone"] == "left"
+    assert undo(collecting, "bob")["undone"] is None
+    assert undo(collecting, "ann")["undone"] == "left"
     assert desk.store.votes() == []
+
+
+def test_an_undo_that_is_sent_again_takes_back_no_second_vote(collecting: Client, desk: Desk) -> None:
+    for choice in ("left", "right"):
+        vote(collecting, showing(collecting), choice=choice)
+    ticket = new_ticket()
+    assert [undo(collecting, ticket=ticket)["undone"] for _ in range(2)] == ["right", "right"]
+    assert [line["choice"] for line in desk.store.votes()] == ["left"]
 
 
 @pytest.mark.parametrize(
@@ -107,6 +119,7 @@ def test_two_people_have_sessions_of_their_own(collecting: Client, desk: Desk) -
         ("/api/vote", {"annotator": "ann", "pair": "../../../etc/passwd"}, "not known here"),
         ("/api/vote", {"annotator": "ann", "pair": "x", "seconds": "now"}, "not known here"),
         ("/api/undo", {"annotator": "a\nb"}, "annotator's name"),
+        ("/api/undo", {"annotator": "ann"}, "'ticket' is missing"),
     ],
 )
 def test_what_makes_no_sense_is_refused(collecting: Client, path: str, values: dict, message: str) -> None:
@@ -184,7 +197,7 @@ def test_other_sites_cannot_use_a_page(collecting: Client, desk: Desk) -> None:
     for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", ""):
         assert collecting.raw("GET", "/api/about", Host=host)[0] == 421
     assert collecting.raw("GET", "/api/about", Host="[::1]:80")[0] == 200
-    body = json.dumps({"annotator": "ann"})
+    body = json.dumps({"annotator": "ann", "ticket": new_ticket()})
     assert collecting.raw("POST", "/api/undo", body, Origin="http://evil.example")[0] == 403
     assert collecting.raw("POST", "/api/undo", body, Origin="null")[0] == 403
     assert collecting.raw("POST", "/api/undo", body, Content_Type="text/plain")[0] == 415
@@ -241,7 +254,7 @@ def test_both_answers_are_streamed_blind_and_voted_on(comparing: Client, work: P
         orders.add(stored["left"])
         assert sum(stored["tally"].values()) == number + 1
     assert len(orders) <= 2
-    assert comparing.send("/api/undo", annotator="ann")["undone"] == "left"
+    assert undo(comparing)["undone"] == "left"
     about = json.loads(comparing.raw("GET", "/api/about")[2])
     assert sum(about["tally"].values()) == 5
     assert about["questions"] == [turns[0]["content"] for turns in QUESTIONS]

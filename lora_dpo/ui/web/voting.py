@@ -24,8 +24,8 @@ class Ballot(Protocol):
     def vote(self, vote: Vote) -> bool:
         """Stores a vote."""
 
-    def undo(self, annotator: str) -> Line | None:
-        """Takes a vote back."""
+    def undo(self, annotator: str, ticket: str | None = None) -> Line | None:
+        """Takes a vote back; the same ticket takes back no second one."""
 
 
 def voting_routes(ballot: Ballot, via: str, standing: Callable[[str], dict[str, Any]]) -> list[Route]:
@@ -57,7 +57,7 @@ def voting_routes(ballot: Ballot, via: str, standing: Callable[[str], dict[str, 
     def take_back(values: Values) -> dict[str, Any]:
         annotator = text_of(values, "annotator")
         check_annotator(annotator)
-        undone = ballot.undo(annotator)
+        undone = ballot.undo(annotator, text_of(values, "ticket"))
         return {"undone": None if undone is None else undone["choice"], **standing(annotator)}
 
     async def vote(request: Request) -> Response:

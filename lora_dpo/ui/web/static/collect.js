@@ -1,4 +1,4 @@
-import { $, Refused, annotator, button, kept, keys, make, say, send, showAnnotator, start } from "./common.js";
+import { $, Refused, annotator, button, kept, keys, make, newTicket, say, send, showAnnotator, start } from "./common.js";
 
 const SAID = {
   left: "Left is better", right: "Right is better", both_good: "Both good", both_bad: "Both bad", skip: "Skipped",
@@ -143,7 +143,7 @@ async function undo() {
   if (busy) return;
   busy = true;
   try {
-    const found = await send("api/undo", { annotator: name });
+    const found = await send("api/undo", { annotator: name, ticket: newTicket() });
     say(found.undone ? `Undone: ${SAID[found.undone].toLowerCase()}. It is asked again.` : "Nothing to undo.");
     if (found.undone) await next();
   } finally {

@@ -47,6 +47,11 @@ async function refusal(response) {
   return new Refused(text);
 }
 
+/** Returns a name that nothing else has, in the form of the server's own tickets. */
+export function newTicket() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 /** Sends JSON, again and again until the server is there: everything that is sent by this may come twice. */
 export async function send(path, values) {
   const body = values === undefined ? undefined : JSON.stringify(values);

@@ -1,4 +1,4 @@
-import { $, Refused, annotator, button, kept, keys, make, say, send, showAnnotator, start, stream } from "./common.js";
+import { $, Refused, annotator, button, kept, keys, make, newTicket, say, send, showAnnotator, start, stream } from "./common.js";
 
 const SIDES = ["left", "right"];
 let name = "";
@@ -119,7 +119,7 @@ async function store(values) {
 
 async function undo() {
   if (busy) return;
-  const found = await send("api/undo", { annotator: name });
+  const found = await send("api/undo", { annotator: name, ticket: newTicket() });
   say(found.undone ? "Your last vote was taken back." : "Nothing to undo.");
   tally(found.tally);
 }
