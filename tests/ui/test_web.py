@@ -134,6 +134,8 @@ def test_what_makes_no_sense_is_refused(collecting: Client, path: str, values: d
         ({"choice": "middle"}, "'middle' is no choice"),
         ({"ticket": "../x"}, "ticket is none of lora-dpo's"),
         ({"seconds": "now"}, "'seconds' is no number"),
+        ({"seconds": float("nan")}, "'seconds' is no number"),
+        ({"seconds": 10**400}, "'seconds' is no number"),
         ({"comment": "x" * 5000}, "has 5000 characters"),
         ({"edited": "x" * 50_000}, "at most 40,000 are taken"),
         ({"edited": 7}, "'edited' is missing, or no text"),
@@ -227,7 +229,7 @@ def test_without_the_password_nothing_is_told(desk: Desk) -> None:
         assert status == 200
         cookie = headers["set-cookie"]
         assert "HttpOnly" in cookie
-        assert "SameSite=strict" in cookie
+        assert "SameSite=lax" in cookie
         client.cookie = cookie.partition(";")[0]
         assert "right" not in client.cookie
         assert client.raw("GET", "/api/about")[0] == 200
@@ -235,6 +237,40 @@ def test_without_the_password_nothing_is_told(desk: Desk) -> None:
         client.cookie += "0"
         assert client.raw("GET", "/api/about")[0] == 401
     assert Password("right one", 1).token == Password("right one", 1).token != Password("right one", 2).token
+
+
+def test_without_a_password_the_token_of_the_address_opens_the_page(desk: Desk) -> None:
+    with served(collect_site(desk, None)) as known:
+        other = Client(known.port)
+        for query in ("", "?token=", "?token=0", f"{known.query}0", f"?other={known.query[7:]}"):
+            status, headers, page = other.raw("GET", f"/{query}")
+            assert status == 401
+            assert b'data-page="login"' in page
+            assert "set-cookie" not in headers
+        for path in ("/api/about", f"/api/about{known.query}"):
+            assert other.raw("GET", path)[0] == 401
+        status, headers, page = other.raw("GET", f"/{known.query}")
+        assert (status, headers["location"], page) == (303, "./", b"")
+        assert "HttpOnly" in headers["set-cookie"]
+        assert known.query[7:] not in headers["set-cookie"]
+        other.cookie = headers["set-cookie"].partition(";")[0]
+        assert other.raw("GET", "/api/about")[0] == 200
+        assert other.send("/api/login", password=known.query[7:])["status"] == 200  # pasted into the form
+    with served(collect_site(desk, None), "secret") as client:
+        assert client.raw("GET", "/?token=secret")[0] == 401  # a password does not belong into addresses
+
+
+def test_wrong_passwords_keep_no_vote_waiting(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_dpo.ui.web.app._THREADS", 2)
+    with served(collect_site(desk, None)) as client:
+        wrong = [threading.Thread(target=client.send, args=("/api/login",), kwargs={"password": "x"}) for _ in range(6)]
+        for each in wrong:
+            each.start()
+        time.sleep(0.5)
+        assert client.raw("GET", "/api/about")[0] == 200
+        assert sum(each.is_alive() for each in wrong) > 1
+        for each in wrong:
+            each.join()
 
 
 def test_both_answers_are_streamed_blind_and_voted_on(comparing: Client, work: Path) -> None:
@@ -291,6 +327,7 @@ def test_chat_answers_as_the_terminal_does_with_the_adapter_on_and_off(chatting:
         ({"sampling": {"temperature": -1}}, "temperature is -1, which must be a number from 0"),
         ({"sampling": {"temprature": 1}}, "Did you mean 'temperature'?"),
         ({"sampling": {"seed": "x"}}, "seed is no number"),
+        ({"sampling": {"top_k": float("inf")}}, "top_k is no number"),
         ({"sampling": {"max_new_tokens": 10**9}}, "at most 8192"),
         ({"sampling": {"top_k": 1.5}}, "top_k is '1.5'"),
         ({"sampling": [1]}, "'sampling' is no object"),
@@ -308,7 +345,9 @@ def test_an_answer_that_nobody_waits_for_any_more_is_not_written(work: Path, tun
     with served(chat_site(tuned, Sampling(480, temperature=1.0, seed=0), "")) as client:
         body = json.dumps({"messages": [{"role": "user", "content": "Hi?"}]})
         connection = socket.create_connection(("localhost", client.port))
-        head = f"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        head = (
+            f"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nCookie: {client.cookie}\r\nContent-Length: {len(body)}\r\n"
+        )
         connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
         assert b"text" in connection.recv(4096) + connection.recv(4096)
         connection.close()
@@ -328,7 +367,7 @@ def test_200_votes_by_four_people_at_once_are_all_there_once(work: Path, drafter
     ):
 
         def person(name: str) -> None:
-            own = Client(client.port)
+            own = Client(client.port, client.query).enter()
             try:
                 while True:
                     found = own.send("/api/next", annotator=name)
@@ -377,7 +416,7 @@ def test_ctrl_c_ends_a_server_in_order_and_its_port_may_be_taken(work: Path) -> 
 def test_compare_and_chat_are_served(work: Path, words: tuple[str, ...]) -> None:
     server = Server(work, *words, "--max-new-tokens", "6")
     try:
-        client = Client(server.port)
+        client = server.client
         about = json.loads(client.raw("GET", "/api/about")[2])
         assert about["page"] == words[0]
         if words[0] == "compare":

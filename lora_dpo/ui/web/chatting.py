@@ -16,7 +16,7 @@ from lora_dpo.inference.chat_model import ChatModel
 from lora_dpo.inference.conversation import Conversation, Question
 from lora_dpo.inference.sampling import Sampling
 from lora_dpo.ui.web.app import Site
-from lora_dpo.ui.web.requests import Values, pieces, read_json, streamed, text_of
+from lora_dpo.ui.web.requests import Values, is_number, pieces, read_json, streamed, text_of
 
 _MOST_TURNS = 400
 _MOST_TOKENS = 8192
@@ -93,6 +93,6 @@ def _word(name: str, value: Any) -> str:
     """Returns a value as `Sampling.with_word` reads it; a browser's numbers know no difference between 5 and 5.0."""
     if value is None and name == "seed":
         return "none"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         raise UserError(f"{str(name)[:40]} is no number.")
     return str(int(value)) if name in _WHOLE and value == int(value) else str(value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -62,9 +64,16 @@ def number_of(values: Values, key: str, default: float) -> float:
         UserError: It is none.
     """
     value = values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         raise UserError(f"'{key}' is no number.")
     return float(value)
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value that came as JSON is a finite number: Python reads NaN, and 1e999 as infinity."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max and not math.isnan(value)
 
 
 async def answered(work: Callable[[], Any]) -> Response:

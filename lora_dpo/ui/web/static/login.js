@@ -11,6 +11,6 @@ const form = make("form", { class: "card", submit: async (event) => {
     say(error.message);
     password.select();
   }
-} }, make("label", {}, "Password", password), make("button", { class: "main" }, "Enter"));
+} }, make("label", {}, "Password, or the token of the address that the terminal shows", password), make("button", { class: "main" }, "Enter"));
 $("main").replaceChildren(form);
 password.focus();
