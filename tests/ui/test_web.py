@@ -339,6 +339,28 @@ def test_a_conversation_that_makes_no_sense_is_refused(chatting: Client, values:
     assert message in found["error"]
 
 
+def test_an_earlier_answer_may_be_longer_than_a_question(chatting: Client) -> None:
+    assert chat(chatting, "Why?", "Because. " * 5000, "Do bats see?")[-1]["tokens"] > 0
+    turns = [{"role": "user", "content": "Why? " * 10_000}]
+    assert "at most 40,000" in chatting.send("/api/chat", messages=turns)["error"]
+
+
+def test_what_breaks_while_an_answer_is_written_is_no_dead_server(
+    chatting: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ChatModel, "_answers", lambda self, *_, **__: 1 / 0)
+    assert chat(chatting, "Do bats see?")[-1] == {
+        "error": "The answer could not be written; the server's terminal says why."
+    }
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_name_is_checked_when_it_is_entered(collecting: Client, comparing: Client) -> None:
+    for client in (collecting, comparing):
+        assert client.send("/api/name", annotator="ann") == {"status": 200}
+        assert "annotator's name is" in client.send("/api/name", annotator="a\nb")["error"]
+
+
 def test_an_answer_that_nobody_waits_for_any_more_is_not_written(work: Path, tuned: ChatModel) -> None:
     import socket
 

@@ -16,7 +16,7 @@ from lora_dpo.inference.chat_model import ChatModel
 from lora_dpo.inference.conversation import Conversation, Question
 from lora_dpo.inference.sampling import Sampling
 from lora_dpo.ui.web.app import Site
-from lora_dpo.ui.web.requests import Values, is_number, pieces, read_json, streamed, text_of
+from lora_dpo.ui.web.requests import LONGEST_TEXT, Values, is_number, pieces, read_json, streamed, text_of
 
 _MOST_TURNS = 400
 _MOST_TOKENS = 8192
@@ -48,7 +48,6 @@ def chat_site(model: ChatModel, sampling: Sampling, system: str) -> Site:
         "base": model.base_name,
         "switch": "adapter" if model.found.is_adapter else "training",
         "sampling": dataclasses.asdict(sampling),
-        "system": system,
     }
     return Site("chat", about, [Route("/api/chat", chat, methods=["POST"])])
 
@@ -73,7 +72,8 @@ def _turns(values: Any) -> Sequence[Message]:
         role = "assistant" if number % 2 else "user"
         if not isinstance(value, dict) or value.get("role") != role:
             raise UserError(f"Turn {number + 1} of the conversation is not one of the {role}.")
-        turns.append({"role": role, "content": text_of(value, "content")})
+        is_last = number == len(values) - 1  # answers may be longer than what people write
+        turns.append({"role": role, "content": text_of(value, "content", longest=LONGEST_TEXT if is_last else None)})
     if not turns[-1]["content"].strip():
         raise UserError("The question is empty.")
     return turns

@@ -76,7 +76,7 @@ def _say_where(address: Address, port: int, query: str) -> None:
     name = "localhost" if local else socket.gethostname() if address.host in ("0.0.0.0", "::") else address.host
     out.print(f"http://{name}:{port}/{query}", markup=False, soft_wrap=True)
     if query:
-        note("Whoever has this address can use the page; without its token nobody can, on this machine neither.")
+        note("Whoever has this address can use the page; without its token nobody can, not even on this machine.")
     if local:
         note(
             f"Only this machine can reach it. From another: ssh -L {port}:localhost:{port} {socket.gethostname()} "

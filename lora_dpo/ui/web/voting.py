@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lora_dpo.ui.drafts import Draft
@@ -60,6 +60,10 @@ def voting_routes(ballot: Ballot, via: str, standing: Callable[[str], dict[str, 
         undone = ballot.undo(annotator, text_of(values, "ticket"))
         return {"undone": None if undone is None else undone["choice"], **standing(annotator)}
 
+    async def name(request: Request) -> Response:
+        check_annotator(text_of(await read_json(request), "annotator"))
+        return JSONResponse({})
+
     async def vote(request: Request) -> Response:
         values = await read_json(request)
         return await answered(lambda: store(values))
@@ -68,4 +72,4 @@ def voting_routes(ballot: Ballot, via: str, standing: Callable[[str], dict[str, 
         values = await read_json(request)
         return await answered(lambda: take_back(values))
 
-    return [Route("/api/vote", vote, methods=["POST"]), Route("/api/undo", undo, methods=["POST"])]
+    return [Route(f"/api/{each.__name__}", each, methods=["POST"]) for each in (name, vote, undo)]

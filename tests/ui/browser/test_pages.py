@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,33 @@ def tuned(work: Path) -> ChatModel:
     return ChatModel(find_model("runs/small"))
 
 
+def test_letters_of_the_next_question_are_no_votes(
+    work: Path, tuned: ChatModel, visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ballot = CompareBallot(tuned, Sampling(6), work / "p.jsonl")
+    typed, add = threading.Event(), ballot.add
+    monkeypatch.setattr(ballot, "add", lambda draft: typed.wait(300) and add(draft))
+    with served(compare_site(ballot, [], "", "ann")) as client:
+        page = visitor(client.url)
+        begin(page)
+        page.fill("#prompt", "Why?")
+        page.keyboard.press("Enter")
+        page.get_by_text("The models are writing").wait_for()
+        page.keyboard.type(" 1")
+        typed.set()
+        page.get_by_text("Which one is better?").wait_for()
+        page.keyboard.type("g")
+        assert page.input_value("#prompt") == "Why? 1g"
+        page.focus("#answers")
+        page.keyboard.press("Shift+ArrowLeft")
+        page.keyboard.press("u")
+        page.get_by_text("Nothing to undo.").wait_for()
+        assert ballot.store.votes() == []
+        page.keyboard.press("ArrowLeft")
+        page.get_by_text("Stored. Left was").wait_for()
+        assert page.is_hidden("#proposals")
+
+
 def test_comparing_with_the_keyboard_alone_on_a_phone(work: Path, tuned: ChatModel, visitor) -> None:
     ballot = CompareBallot(tuned, Sampling(6), work / "p.jsonl")
     with served(compare_site(ballot, [user("Do bats see?"), user(HOSTILE)], "", "ann")) as client:
@@ -195,6 +223,16 @@ def test_chatting(work: Path, tuned: ChatModel, visitor) -> None:
         page.keyboard.press("Escape")
         page.get_by_text("stopped", exact=True).wait_for()
         assert page.locator("main script, main img").count() == 0
+        page.fill("#question", "Tell me more.")
+        page.keyboard.press("Enter")
+        page.locator(".turn.assistant .text").nth(2).filter(has_text=re.compile(".{20}", re.S)).wait_for()
+        page.reload()
+        page.get_by_text("cut off: the page was left").wait_for()
+        assert page.locator(".turn.user .text").last.text_content() == "Tell me more."
+        assert len(answer()) >= 20
+        kept = json.loads(page.evaluate("sessionStorage['chat:sampling']"))
+        assert kept == {"max_new_tokens": 480, "temperature": 2}  # what differs from the server's own
+        page.click("summary")
         page.fill("#temperature", "-1")
         page.fill("#question", "And?")
         page.keyboard.press("Enter")
@@ -208,8 +246,13 @@ def test_a_page_works_on_a_phone_and_by_tab_alone(work: Path, drafter: Drafter, 
     desk = Desk([user(f"{long}?"), user("B?")], Store(work / "p.jsonl"), drafter)
     with desk.open(), served(collect_site(desk, "ann")) as client:
         page = visitor(client.url, **PHONE)
+        page.fill("#name", "a\u2028b")
+        page.keyboard.press("Enter")
+        page.get_by_text("The annotator's name is").wait_for()
         begin(page)
         wait_for_question(page, 1, 2)
+        assert page.get_attribute("#choose-left", "aria-keyshortcuts") == "ArrowLeft"
+        assert page.locator(".text[dir=auto]").count() == 3
         assert fits(page)
         order = []
         for _ in range(12):
@@ -223,6 +266,9 @@ def test_a_page_works_on_a_phone_and_by_tab_alone(work: Path, drafter: Drafter, 
         page.keyboard.press("Enter")
         wait_for_question(page, 2, 2)
         assert [vote["choice"] for vote in desk.store.votes()] == ["right"]
+        page.keyboard.press("1")
+        page.get_by_text("That was the last question").wait_for()
+        assert page.evaluate("document.activeElement.tagName") == "H1"
 
 
 @pytest.mark.skipif(
