@@ -42,9 +42,10 @@ class CompareBallot:
         """Returns the seed of the next two answers."""
         return self._sampling.seeded().seed or 0
 
-    def add(self, draft: Draft) -> None:
-        """Keeps what was written, so that it can be voted on."""
+    def add(self, draft: Draft) -> Draft:
+        """Keeps what was written, so that it can be voted on; returns what is kept, which may be from before."""
         self._drafts.add(draft)
+        return self.find(draft.id)
 
     def find(self, draft_id: str) -> Draft:
         """Returns what was written.

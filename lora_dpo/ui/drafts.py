@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import hmac
 import json
+import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,13 @@ class Draft:
         turns: The conversation up to the answers.
         answers: The answers, in the order of the sides that wrote them.
         made_by: Which pair of sides wrote them.
+        secret: Makes sides of tickets; it stays in the file of the drafts, also when a browser knows the ticket.
     """
 
     turns: tuple[Message, ...]
     answers: tuple[Answered, Answered]
     made_by: str
+    secret: str = field(default_factory=secrets.token_hex, compare=False, repr=False)
 
     @property
     def question(self) -> str:
@@ -67,13 +71,14 @@ class Draft:
         return digest([self.turns, sorted(one.text for one in self.answers)])
 
     def shown(self, ticket: str) -> tuple[Answered, Answered]:
-        """Returns the answers as they are shown, left and right: in an order that only the ticket decides.
+        """Returns the answers as they are shown, left and right: in an order that ticket and secret decide.
 
         Args:
             ticket: The name of this showing, which is random.
         """
         one, other = self.answers
-        return (one, other) if first_is_left(ticket) else (other, one)
+        first_is_left = hmac.digest(self.secret.encode(), ticket.encode(), "sha256")[0] % 2 == 0
+        return (one, other) if first_is_left else (other, one)
 
 
 class DraftFile:
@@ -108,7 +113,7 @@ class DraftFile:
         for line in lines:
             try:
                 one, other = (Answered(**answer) for answer in line["answers"])
-                draft = Draft(tuple(line["turns"]), (one, other), line["made_by"])
+                draft = Draft(tuple(line["turns"]), (one, other), line["made_by"], line.get("secret", ""))
             except (KeyError, TypeError, ValueError):
                 raise UserError(
                     f"{self._file.path} is not the file of drafts that lora-dpo writes.",
@@ -116,15 +121,6 @@ class DraftFile:
                 ) from None
             self._drafts[draft.id] = draft
         self._taken += len(lines)
-
-
-def first_is_left(ticket: str) -> bool:
-    """Returns whether a showing has the first side on the left.
-
-    Args:
-        ticket: The name of the showing, random hex digits.
-    """
-    return int(ticket, 16) % 2 == 0
 
 
 def question_id(turns: Sequence[Message]) -> str:

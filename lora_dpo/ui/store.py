@@ -124,9 +124,8 @@ class Store:
         Returns:
             Whether it was added.
         """
-        return self._file.append(
-            vote.line(), unless=lambda: any(one.get("id") == vote.ticket for one in self._file.lines)
-        )
+        line = vote.line() | ({"again": True} if self._was_undone(vote) else {})
+        return self._file.append(line, unless=lambda: any(one.get("id") == vote.ticket for one in self._file.lines))
 
     def votes(self) -> list[Line]:
         """Returns the votes that stand, in their order: those that were undone are left out."""
@@ -163,6 +162,15 @@ class Store:
             if self._file.append(line, unless=is_done):
                 return last
         return self._undone_by(ticket)
+
+    def _was_undone(self, vote: Vote) -> bool:
+        """Returns whether this person has taken back a vote on these answers, and so may know who wrote them."""
+        self._file.refresh()
+        undone = {line.get("undoes") for line in self._file.lines if line["choice"] == UNDO}
+        return any(
+            line.get("id") in undone and (line["annotator"], line.get("pair")) == (vote.annotator, vote.draft.id)
+            for line in self._file.lines
+        )
 
     def _undone_by(self, ticket: str) -> Line | None:
         """Returns the vote that a line took back."""

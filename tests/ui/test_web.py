@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from lora_dpo.ui.drafting import Drafter
 from lora_dpo.ui.store import Store, new_ticket
 from lora_dpo.ui.web.chatting import chat_site
 from lora_dpo.ui.web.collecting import collect_site
-from lora_dpo.ui.web.comparing import compare_site
+from lora_dpo.ui.web.comparing import compare_site, drawn_order
 from lora_dpo.ui.web.guard import Password
 from lora_dpo.ui.web.serve import Address, serve
 from tests.process import PATIENCE, lora_dpo
@@ -273,8 +274,12 @@ def test_wrong_passwords_keep_no_vote_waiting(desk: Desk, monkeypatch: pytest.Mo
             each.join()
 
 
-def test_both_answers_are_streamed_blind_and_voted_on(comparing: Client, work: Path) -> None:
-    orders = set()
+def test_both_answers_are_streamed_blind_and_voted_on(
+    comparing: Client, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = itertools.cycle([(0, 1), (1, 0), (1, 0)])
+    monkeypatch.setattr("lora_dpo.ui.web.comparing.drawn_order", lambda: next(orders))
+    on_the_left = []
     for number in range(6):
         events = comparing.events("/api/compare", prompt=HOSTILE if number == 0 else f"Question {number}?")
         texts = {
@@ -287,15 +292,25 @@ def test_both_answers_are_streamed_blind_and_voted_on(comparing: Client, work: P
         line = Store(work / "p.jsonl").votes()[-1]
         assert (line["left"]["text"], line["right"]["text"]) == (texts["left"], texts["right"])
         assert line["via"] == "compare"
-        orders.add(stored["left"])
+        on_the_left.append(stored["left"] == "runs/small")
         assert sum(stored["tally"].values()) == number + 1
-    assert len(orders) <= 2
+    assert on_the_left == [False, True, True, False, True, True]
+    assert {drawn_order() for _ in range(100)} == {(0, 1), (1, 0)}
     assert undo(comparing)["undone"] == "left"
     about = json.loads(comparing.raw("GET", "/api/about")[2])
     assert sum(about["tally"].values()) == 5
     assert about["questions"] == [turns[0]["content"] for turns in QUESTIONS]
     assert comparing.send("/api/compare", prompt="  ")["error"] == "The question is empty."
     assert "too long" in comparing.events("/api/compare", prompt="why? " * 600)[-1]["error"]
+
+
+def test_only_questions_that_stand_alone_are_proposed(tuned: ChatModel, work: Path) -> None:
+    system = {"role": "system", "content": "Be short."}
+    later = (*user("Do bats see?"), {"role": "assistant", "content": "Yes."}, *user("All of them?"))
+    questions = [(system, *user("Why?")), later, user("Do bats see?"), (system, *later)]
+    for given, proposed in (("", ["Do bats see?"]), ("Be short.", ["Why?"])):
+        site = compare_site(CompareBallot(tuned, Sampling(6), work / "p.jsonl"), questions, given, None)
+        assert site.about["questions"] == proposed
 
 
 def chat(client: Client, *texts: str, **values) -> list[dict]:
@@ -412,6 +427,7 @@ def test_200_votes_by_four_people_at_once_are_all_there_once(work: Path, drafter
     lines = [json.loads(line) for line in (work / "soak.jsonl").read_text().splitlines()]
     asked = Counter(line["prompt"] for line in lines)
     left_out = desk.progress("ann").left_out
+    assert len(left_out) < 20
     assert len(lines) == len(asked) == 200 - len(left_out)
     assert set(asked.values()) == {1}
     assert len({line["annotator"] for line in lines}) == 4

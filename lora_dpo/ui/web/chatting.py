@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -40,7 +41,7 @@ def chat_site(model: ChatModel, sampling: Sampling, system: str) -> Site:
         if base and model.base_name is None:
             raise UserError(f"{model.found.name} does not say which model it was before the training.")
         conversation = Conversation(model.encoder, model.positions, system, list(earlier))
-        question = conversation.ask(last["content"], own.max_new_tokens)
+        question = await to_thread.run_sync(conversation.ask, last["content"], own.max_new_tokens)
         return streamed(_answer(model, question, own.seeded(), base=base))
 
     about = {

@@ -109,7 +109,7 @@ def test_hostile_text_is_text(work: Path, drafter: Drafter, visitor) -> None:
         page.fill("#name", "<b>x</b>")
         page.click("text=Start")
         wait_for_question(page, 1, 1)
-        assert page.locator("h1").text_content() == HOSTILE.replace("\x00", "\x00")
+        assert page.locator("h1").text_content() == HOSTILE
         shown = {page.locator(f"#{side} .text").text_content() for side in ("left", "right")}
         assert shown == set(texts)
         assert page.locator("main script, main img, main a, main style, header b b").count() == 0
