@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from lora_dpo.errors import UserError
-from lora_dpo.ui.drafts import Answered, Draft, likeness, question_id, too_alike
+from lora_dpo.ui.drafts import TOO_ALIKE, Answered, Draft, likeness, question_id
 from lora_dpo.ui.questions import Turns
 from lora_dpo.ui.sides import Side, made_by, seed_for
 
@@ -57,7 +57,7 @@ class Drafter:
             kept = written
             draft = Draft(turns, (kept[0], kept[1]), self.made_by)
             alike = likeness(kept[0].text, kept[1].text)
-            if not too_alike(kept[0].text, kept[1].text):
+            if alike < TOO_ALIKE:
                 return draft
             if best is None or alike < best[0]:
                 best = alike, draft

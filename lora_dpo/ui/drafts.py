@@ -16,7 +16,7 @@ from lora_dpo.data.pair import Message, normalised
 from lora_dpo.errors import UserError
 from lora_dpo.ui.lines import LineFile
 
-_ALIKE = 0.9
+TOO_ALIKE = 0.9
 """Two answers of which this part of the words is the same, in the same order, are too alike to be compared."""
 
 
@@ -139,8 +139,3 @@ def likeness(one: str, other: str) -> float:
     if first == second:
         return 1.0
     return difflib.SequenceMatcher(None, first, second, autojunk=False).ratio()
-
-
-def too_alike(one: str, other: str) -> bool:
-    """Returns whether two answers differ too little to be compared."""
-    return likeness(one, other) >= _ALIKE

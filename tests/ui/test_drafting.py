@@ -8,7 +8,7 @@ from lora_dpo.inference.chat_model import ChatModel
 from lora_dpo.inference.found import find_model
 from lora_dpo.inference.sampling import Sampling
 from lora_dpo.ui.drafting import ATTEMPTS, Drafter
-from lora_dpo.ui.drafts import question_id, too_alike
+from lora_dpo.ui.drafts import TOO_ALIKE, likeness, question_id
 from lora_dpo.ui.sides import Side, check_can_differ, seed_for
 from tests.ui.conftest import SAMPLING
 
@@ -31,14 +31,14 @@ def answer_of(side: Side, seed: int) -> str:
     ],
 )
 def test_too_alike(one: str, other: str, alike: bool) -> None:
-    assert too_alike(one, other) == alike
+    assert (likeness(one, other) >= TOO_ALIKE) == alike
 
 
 def test_two_different_answers_which_anybody_can_write_again(drafter: Drafter) -> None:
     draft = drafter.draft(TURNS)
     assert draft is not None
     one, other = draft.answers
-    assert not too_alike(one.text, other.text)
+    assert likeness(one.text, other.text) < TOO_ALIKE
     side = drafter.sides[0]
     assert [answer_of(side, answer.seed) for answer in (one, other)] == [one.text, other.text]  # type: ignore[arg-type]
     assert one.seed == seed_for(0, question_id(TURNS), 0, 0)
@@ -56,11 +56,11 @@ def test_answers_that_are_too_alike_are_drawn_again(work, monkeypatch: pytest.Mo
     side = Side(ChatModel(find_model("base")), SAMPLING)
     seen = []
 
-    def judge(one: str, other: str) -> bool:
+    def judge(one: str, other: str) -> float:
         seen.append((one, other))
-        return len(seen) < 3
+        return 0.95 if len(seen) < 3 else 0.5
 
-    monkeypatch.setattr("lora_dpo.ui.drafting.too_alike", judge)
+    monkeypatch.setattr("lora_dpo.ui.drafting.likeness", judge)
     draft = Drafter((side, side), 0).draft(TURNS)
     assert draft is not None
     assert len(seen) == 3
@@ -74,7 +74,6 @@ def test_the_least_alike_are_taken_where_all_are_alike(work, monkeypatch: pytest
     side = Side(ChatModel(find_model("base")), SAMPLING)
     values = iter([0.95, 0.91, 0.97, 0.92])
     monkeypatch.setattr("lora_dpo.ui.drafting.likeness", lambda one, other: next(values))
-    monkeypatch.setattr("lora_dpo.ui.drafting.too_alike", lambda one, other: True)
     draft = Drafter((side, side), 0).draft(TURNS)
     assert draft is not None
     assert draft.answers[1].seed == seed_for(0, question_id(TURNS), 1, 1)
