@@ -114,7 +114,8 @@ export async function stream(path, values, take, signal) {
 /** Calls the function of a pressed key, unless somebody is writing. */
 export function keys(functions) {
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.shiftKey || event.repeat) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+    if (event.shiftKey && event.key.length > 1) return; // Shift+Left; but French keyboards type digits with Shift
     if (event.target.closest("input:not([type=checkbox]), textarea, select")) return;
     const press = functions[event.key] || functions[event.key.toLowerCase()];
     if (!press) return;
