@@ -33,7 +33,8 @@ Password = Annotated[
     typer.Option(
         metavar="TEXT",
         envvar="LORA_DPO_PASSWORD",
-        help="With --web: what the page asks for. In the variable others cannot see it among the processes.",
+        help="With --web: what the page asks for, instead of a token in its address. In the variable others cannot see "
+        "it among the processes.",
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the recipe and print the command, but do not run it.")]

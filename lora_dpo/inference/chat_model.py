@@ -64,8 +64,11 @@ class ChatModel:
         """The model before the training; None where nothing says which one it was."""
         return None if self.found.base is None else self.found.base.name
 
-    def load(self) -> Policies:
+    def load(self, *, base: bool = False) -> Policies:
         """Loads the weights, unless they are there.
+
+        Args:
+            base: Whether the base is to answer as well; a whole model's own is loaded beside it.
 
         Raises:
             UserError: They cannot be read.
@@ -73,6 +76,8 @@ class ChatModel:
         with self._lock:
             if self._policies is None:
                 self._policies = Policies(self._loaded())
+            if base and self._policies.base is None and not self.found.is_adapter:
+                self._policies = Policies(self._policies.trained, self._loaded_base())
             return self._policies
 
     def write(self, prompt: Sequence[int], sampling: Sampling, *, base: bool = False) -> Writing:
@@ -129,14 +134,8 @@ class ChatModel:
 
     @contextmanager
     def _policy(self, base: bool) -> Iterator[torch.nn.Module]:
-        policies = self.load()
-        if not base:
-            with policies.after() as model:
-                yield model
-            return
-        if policies.base is None and not self.found.is_adapter:
-            policies = self._policies = Policies(policies.trained, self._loaded_base())
-        with policies.before() as model:
+        policies = self.load(base=base)
+        with policies.before() if base else policies.after() as model:
             yield model
 
     def _loaded(self) -> PreTrainedModel | PeftModel:

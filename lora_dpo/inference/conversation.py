@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from lora_dpo.data.chat import TurnEncoder
@@ -55,11 +56,21 @@ class Conversation:
         """
         question: Message = {"role": "user", "content": text}
         room = None if self.positions is None else self.positions - min(max_new_tokens, self.positions // _LEAST_ROOM)
-        for start in range(0, len(self.turns) + 1, 2):
-            turns = (*self._before(), *self.turns[start:], question)
-            ids = self.encoder.prompt_ids(turns)
-            if room is None or len(ids) <= room:
-                return Question(turns, ids, start // 2)
+
+        def without(forgotten: int) -> Question:
+            turns = (*self._before(), *self.turns[2 * forgotten :], question)
+            return Question(turns, self.encoder.prompt_ids(turns), forgotten)
+
+        whole = without(0)
+        if room is None or len(whole.prompt_ids) <= room:
+            return whole
+        # The fewer turns, the fewer tokens: so the first that fits is found by halving.
+        most = len(self.turns) // 2
+        first = bisect_left(range(1, most), True, key=lambda n: len(without(n).prompt_ids) <= room)
+        asked = without(min(first + 1, most))
+        ids = asked.prompt_ids
+        if len(ids) <= room:
+            return asked
         raise UserError(
             f"The question is too long: with what always stands before it, it has {len(ids)} tokens.",
             why=f"The model has {self.positions} positions, and an answer needs some of them.",

@@ -42,9 +42,10 @@ class CompareBallot:
         """Returns the seed of the next two answers."""
         return self._sampling.seeded().seed or 0
 
-    def add(self, draft: Draft) -> None:
-        """Keeps what was written, so that it can be voted on."""
+    def add(self, draft: Draft) -> Draft:
+        """Keeps what was written, so that it can be voted on; returns what is kept, which may be from before."""
         self._drafts.add(draft)
+        return self.find(draft.id)
 
     def find(self, draft_id: str) -> Draft:
         """Returns what was written.
@@ -61,9 +62,9 @@ class CompareBallot:
         """Stores a vote; the same one twice counts once."""
         return self.store.add(vote)
 
-    def undo(self, annotator: str) -> Line | None:
-        """Takes back a person's last vote on these two sides."""
-        return self.store.undo(annotator, self._is_own)
+    def undo(self, annotator: str, ticket: str | None = None) -> Line | None:
+        """Takes back a person's last vote on these two sides; the same ticket once, see `Store.undo`."""
+        return self.store.undo(annotator, self._is_own, ticket)
 
     def tally(self) -> dict[str, int]:
         """Returns how often each side was preferred, and how often none was."""

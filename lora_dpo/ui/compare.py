@@ -103,7 +103,7 @@ def both_models(request: Request) -> ChatModel:
             fix="Name it: --base MODEL.",
         )
     model = ChatModel(found)
-    model.load()
+    model.load(base=True)  # at once: the side whose first answer is late would be known for the base
     return model
 
 

@@ -160,11 +160,18 @@ class Desk:
         self._ahead.wake()
         return added
 
-    def undo(self, annotator: str) -> Line | None:
-        """Takes back a person's last vote on these questions, which is asked again; None where there is none."""
-        undone = self.store.undo(
-            annotator, lambda vote: vote.get("made_by") == self.made_by and vote.get("question") in self._questions
-        )
+    def undo(self, annotator: str, ticket: str | None = None) -> Line | None:
+        """Takes back a person's last vote on these questions, which is asked again; None where there is none.
+
+        Args:
+            annotator: The person.
+            ticket: What the same request has when it is sent again; see `Store.undo`.
+        """
+
+        def is_own(vote: Line) -> bool:
+            return vote.get("made_by") == self.made_by and vote.get("question") in self._questions
+
+        undone = self.store.undo(annotator, is_own, ticket)
         with self._changed:
             self._changed.notify_all()
         return undone

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import hmac
 import json
 import re
+import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -57,11 +59,13 @@ class Draft:
         made_by: Which pair of sides wrote them.
         question: Identifies the question.
         id: Identifies question and answers, whatever their order.
+        secret: Makes sides of tickets; it stays in the file of the drafts, also when a browser knows the ticket.
     """
 
     turns: tuple[Message, ...]
     answers: tuple[Answered, Answered]
     made_by: str
+    secret: str = field(default_factory=secrets.token_hex, compare=False, repr=False)
     question: str = field(init=False)
     id: str = field(init=False)
 
@@ -70,13 +74,14 @@ class Draft:
         object.__setattr__(self, "id", digest([self.turns, sorted(one.text for one in self.answers)]))
 
     def shown(self, ticket: str) -> tuple[Answered, Answered]:
-        """Returns the answers as they are shown, left and right: in an order that only the ticket decides.
+        """Returns the answers as they are shown, left and right: in an order that ticket and secret decide.
 
         Args:
             ticket: The name of this showing, which is random.
         """
         one, other = self.answers
-        return (one, other) if first_is_left(ticket) else (other, one)
+        first_is_left = hmac.digest(self.secret.encode(), ticket.encode(), "sha256")[0] % 2 == 0
+        return (one, other) if first_is_left else (other, one)
 
 
 class DraftFile:
@@ -126,7 +131,7 @@ class DraftFile:
         for line in lines:
             try:
                 one, other = (Answered(**answer) for answer in line["answers"])
-                draft = Draft(tuple(line["turns"]), (one, other), line["made_by"])
+                draft = Draft(tuple(line["turns"]), (one, other), line["made_by"], line.get("secret", ""))
             except (KeyError, TypeError, ValueError):
                 raise UserError(
                     f"{self._file.path} is not the file of drafts that lora-dpo writes.",
@@ -134,15 +139,6 @@ class DraftFile:
                 ) from None
             self._drafts[draft.made_by, draft.id] = draft
         self._taken += len(lines)
-
-
-def first_is_left(ticket: str) -> bool:
-    """Returns whether a showing has the first side on the left.
-
-    Args:
-        ticket: The name of the showing, random hex digits.
-    """
-    return int(ticket, 16) % 2 == 0
 
 
 def question_id(turns: Sequence[Message]) -> str:

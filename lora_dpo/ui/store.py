@@ -72,8 +72,7 @@ class Vote:
     def __post_init__(self) -> None:
         if self.choice not in CHOICES:
             raise UserError(f"'{self.choice}' is no choice.", fix=f"Known: {', '.join(CHOICES)}.")
-        if len(self.ticket) != 32 or not set(self.ticket) <= _HEX:
-            raise UserError("The vote's ticket is none of lora-dpo's.", fix="Ask for the next question again.")
+        _check_ticket(self.ticket)
         check_annotator(self.annotator)
         if len(self.comment) > _LONGEST_COMMENT:
             raise UserError(f"The comment has {len(self.comment)} characters; at most {_LONGEST_COMMENT} are kept.")
@@ -146,7 +145,7 @@ class Store:
         Raises:
             AlreadyVotedError: Another vote of this person on the same two answers stands.
         """
-        line = vote.line()
+        line = vote.line() | ({"again": True} if self._was_undone(vote) else {})
 
         def is_there() -> bool:
             if any(one.get("id") == vote.ticket for one in self._file.lines):
@@ -162,25 +161,50 @@ class Store:
         self._file.refresh()
         return self._standing()
 
-    def undo(self, annotator: str, among: Callable[[Line], bool] = lambda line: True) -> Line | None:
+    def undo(
+        self, annotator: str, among: Callable[[Line], bool] = lambda line: True, ticket: str | None = None
+    ) -> Line | None:
         """Takes back an annotator's last vote, by a line of its own.
 
         Args:
             annotator: Whose vote.
             among: Which votes count.
+            ticket: The id of the line: a browser that got no answer sends the same one again, which takes back no
+                second vote. None is a new one.
 
         Returns:
             The vote that no longer stands, or None where there was none.
+
+        Raises:
+            UserError: This is no ticket.
         """
+        ticket = new_ticket() if ticket is None else ticket
+        _check_ticket(ticket)
         last = next((v for v in reversed(self.votes()) if v["annotator"] == annotator and among(v)), None)
-        if last is None:
-            return None
-        line = {"id": new_ticket(), "choice": UNDO, "undoes": last["id"], "annotator": annotator, "at": _now()}
+        if last is not None:
+            line = {"id": ticket, "choice": UNDO, "undoes": last["id"], "annotator": annotator, "at": _now()}
 
-        def is_undone() -> bool:
-            return all(vote["id"] != last["id"] for vote in self._standing())
+            def is_done() -> bool:
+                is_known = any(one.get("id") == ticket for one in self._file.lines)
+                return is_known or all(vote["id"] != last["id"] for vote in self._standing())
 
-        return last if self._file.append(line, unless=is_undone) else None
+            if self._file.append(line, unless=is_done):
+                return last
+        return self._undone_by(ticket)
+
+    def _was_undone(self, vote: Vote) -> bool:
+        """Returns whether this person has taken back a vote on these answers, and so may know who wrote them."""
+        self._file.refresh()
+        undone = {line.get("undoes") for line in self._file.lines if line["choice"] == UNDO}
+        return any(
+            line.get("id") in undone and (line["annotator"], line.get("pair")) == (vote.annotator, vote.draft.id)
+            for line in self._file.lines
+        )
+
+    def _undone_by(self, ticket: str) -> Line | None:
+        """Returns the vote that a line took back."""
+        lines = {line["id"]: line for line in self._file.lines if "id" in line}
+        return lines.get(lines.get(ticket, {}).get("undoes"))
 
     def _standing(self) -> list[Line]:
         return standing(self._file.lines, lambda line: line)
@@ -189,6 +213,11 @@ class Store:
 def new_ticket() -> str:
     """Returns a name that no other showing has."""
     return secrets.token_hex(16)
+
+
+def _check_ticket(ticket: str) -> None:
+    if len(ticket) != 32 or not set(ticket) <= _HEX:
+        raise UserError("The ticket is none of lora-dpo's.", fix="Load the page again.")
 
 
 def check_annotator(name: str) -> None:

@@ -96,6 +96,17 @@ def test_conversations_that_share_it_do_not_disturb_each_other(work: Path) -> No
     assert all(answer == expected[base] for base, answer in found)
 
 
+def test_a_base_that_is_loaded_at_once_is_not_loaded_by_its_first_answer(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = opened("merged")
+    loaded = model.load(base=True)
+    assert loaded.base is not None
+    monkeypatch.setattr(ChatModel, "_loaded_base", lambda self: pytest.fail("it is loaded twice"))
+    assert written(model, base=True) != written(model)
+    assert model.load(base=True) is model.load() is loaded
+
+
 def test_a_model_that_names_no_base(work: Path) -> None:
     model = opened("base")
     assert model.base_name is None

@@ -47,6 +47,24 @@ def test_the_oldest_turns_are_left_out_where_all_do_not_fit(encoder: TurnEncoder
     assert [turn["content"] for turn in talk.turns[::2]] == ["Two?", "Three?", "Four?"]
 
 
+@pytest.mark.parametrize("left", [0, 1, 7, 59, 60])
+def test_few_looks_find_what_fits(encoder: TurnEncoder, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+    talk = Conversation(encoder, None)
+    for number in range(60):
+        talk.add(talk.ask(f"Question {number}?", 4), f"Answer {number}.")
+    kept = Conversation(encoder, None, turns=talk.turns[2 * left :])
+    talk.positions = len(kept.ask("And?", 4).prompt_ids) + 4
+    looks, prompt_ids = [], TurnEncoder.prompt_ids
+
+    def counted(self: TurnEncoder, turns) -> list[int]:
+        looks.append(len(turns))
+        return prompt_ids(self, turns)
+
+    monkeypatch.setattr(TurnEncoder, "prompt_ids", counted)
+    assert talk.ask("And?", 4).forgotten == left
+    assert len(looks) <= 8
+
+
 def test_a_long_answer_may_fill_what_is_left_but_gets_a_quarter(encoder: TurnEncoder) -> None:
     ids = encoder.prompt_ids(user("Do bats see?"))
     fits = Conversation(encoder, len(ids) * 4 // 3 + 4)

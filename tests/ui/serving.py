@@ -27,15 +27,23 @@ class Client:
 
     Args:
         port: Where it is, on this machine.
+        query: What the address ends with, which opens the page; the empty text knocks at a closed one.
     """
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self, port: int, query: str = "") -> None:
+        self.port, self.query = port, query
         self.cookie = ""
 
     @property
     def url(self) -> str:
-        return f"http://localhost:{self.port}/"
+        return f"http://localhost:{self.port}/{self.query}"
+
+    def enter(self) -> Client:
+        """Trades the token of the address for the cookie, as a browser does."""
+        status, headers, _ = self.raw("GET", f"/{self.query}")
+        assert (status, headers["location"]) == (303, "./")
+        self.cookie = headers["set-cookie"].partition(";")[0]
+        return self
 
     def raw(
         self, method: str, path: str, body: bytes | str | None = None, **headers: str
@@ -66,15 +74,16 @@ class Client:
 
 @contextmanager
 def served(site: Site, password: str | None = None, hosts: frozenset[str] | None = LOOPBACK) -> Iterator[Client]:
-    """Serves a page by a thread of this process."""
+    """Serves a page by a thread of this process; without a password, the client has come by the token."""
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    app = application(site, None if password is None else Password(password, port), hosts)
-    server = server_of(app)
+    asked = Password(password, port)
+    server = server_of(application(site, asked, hosts))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
-        yield Client(port)
+        client = Client(port, asked.query)
+        yield client.enter() if asked.query else client
     finally:
         server.should_exit = True
         thread.join()
@@ -92,6 +101,7 @@ class Server:
         self._cwd, self._words = cwd, words
         self.process: subprocess.Popen[str] | None = None
         self.port = 0
+        self.client = Client(0)
         self.start()
 
     def start(self) -> None:
@@ -101,13 +111,14 @@ class Server:
         self.process = subprocess.Popen(command, cwd=self._cwd, env=env, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        found = re.fullmatch(r"http://localhost:(\d+)/\n", line)
+        found = re.fullmatch(r"http://localhost:(\d+)/(\?token=[0-9a-f]{48})\n", line)
         assert found is not None, line
         self.port = int(found[1])
+        self.client = Client(self.port, found[2])
         end = time.monotonic() + 300
         while time.monotonic() < end:
             try:
-                Client(self.port).raw("GET", "/api/about")
+                self.client.enter()
                 return
             except OSError:
                 time.sleep(0.1)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lora_dpo.data.sources import load_pairs
 from lora_dpo.errors import UserError
 from lora_dpo.recipe.schema import DataSection
+from lora_dpo.ui.drafts import DraftFile
 from lora_dpo.ui.store import CHOICES, AlreadyVotedError, Store, new_ticket
 from tests.ui.votes import draft, vote
 
@@ -62,12 +63,34 @@ def test_one_person_has_one_vote_on_two_answers(store: Store) -> None:
     assert [line["annotator"] for line in store.votes()] == ["bob", "ann"]
 
 
-def test_only_the_ticket_decides_the_sides_and_both_orders_come() -> None:
+def test_the_ticket_decides_the_sides_and_both_orders_come() -> None:
     shown = draft()
     orders = [shown.shown(new_ticket())[0].text for _ in range(400)]
     assert 120 < orders.count("Yes, all.") < 280
     ticket = new_ticket()
     assert shown.shown(ticket) == shown.shown(ticket)
+
+
+def test_a_ticket_does_not_tell_the_order_but_a_second_start_knows_it(tmp_path: Path) -> None:
+    drafts = DraftFile(tmp_path / "prefs.jsonl")
+    drafts.add(draft())
+    (kept,), (again,) = drafts.all("ours").values(), DraftFile(tmp_path / "prefs.jsonl").all("ours").values()
+    tickets = [new_ticket() for _ in range(400)]
+    assert [kept.shown(ticket) for ticket in tickets] == [again.shown(ticket) for ticket in tickets]
+    another = draft()  # as anybody could make it who knows answers and ticket
+    assert 120 < sum(kept.shown(ticket) == another.shown(ticket) for ticket in tickets) < 280
+    for bit in range(128):
+        is_left = [(int(ticket, 16) >> bit & 1) == (kept.shown(ticket)[0].text == "Yes, all.") for ticket in tickets]
+        assert 120 < sum(is_left) < 280
+
+
+def test_a_vote_that_follows_an_undo_of_the_same_pair_says_so(store: Store) -> None:
+    first, other = draft("A?"), draft("B?")
+    store.add(vote(first))
+    store.undo("ann")
+    for of, annotator in ((other, "ann"), (first, "bob"), (first, "ann")):
+        store.add(vote(of, annotator=annotator))
+    assert [line.get("again", False) for line in store.votes()] == [False, False, True]
 
 
 def test_undoing_takes_back_the_last_vote_of_that_person_alone(store: Store) -> None:
@@ -82,6 +105,20 @@ def test_undoing_takes_back_the_last_vote_of_that_person_alone(store: Store) -> 
     assert store.undo("ann") is None
     assert store.undo("nobody") is None
     assert [line["prompt"] for line in Store(store.path).votes()] == ["C?"]
+
+
+def test_the_same_undo_takes_back_one_vote(store: Store) -> None:
+    store.add(vote(draft("A?")))
+    store.add(vote(draft("B?")))
+    ticket = new_ticket()
+    for again in (store, store, Store(store.path)):
+        assert again.undo("ann", ticket=ticket)["prompt"] == "B?"  # type: ignore[index]
+    assert [line["prompt"] for line in store.votes()] == ["A?"]
+    assert json.loads(store.path.read_text().splitlines()[-1])["id"] == ticket
+    assert store.undo("bob", ticket=new_ticket()) is None
+    assert store.undo("ann", ticket=store.votes()[0]["id"]) is None  # a vote's, not an undo's
+    with pytest.raises(UserError, match="ticket is none of lora-dpo's"):
+        store.undo("ann", ticket="x")
 
 
 def test_data_reads_preferences_and_nothing_else(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -20,10 +21,10 @@ from lora_dpo.inference.sampling import Sampling
 from lora_dpo.ui.ballot import CompareBallot
 from lora_dpo.ui.desk import Desk
 from lora_dpo.ui.drafting import Drafter
-from lora_dpo.ui.store import Store
+from lora_dpo.ui.store import Store, new_ticket
 from lora_dpo.ui.web.chatting import chat_site
 from lora_dpo.ui.web.collecting import collect_site
-from lora_dpo.ui.web.comparing import compare_site
+from lora_dpo.ui.web.comparing import compare_site, drawn_order
 from lora_dpo.ui.web.guard import Password
 from lora_dpo.ui.web.serve import Address, serve
 from tests.process import PATIENCE, lora_dpo
@@ -69,6 +70,10 @@ def showing(client: Client, annotator: str = "ann") -> dict:
     return found["showing"]
 
 
+def undo(client: Client, annotator: str = "ann", ticket: str | None = None) -> dict:
+    return client.send("/api/undo", annotator=annotator, ticket=ticket or new_ticket())
+
+
 def vote(client: Client, shown: dict, annotator: str = "ann", **values) -> dict:
     values = {"choice": "left", "seconds": 3, **values}
     return client.send("/api/vote", annotator=annotator, ticket=shown["ticket"], pair=shown["pair"], **values)
@@ -93,9 +98,17 @@ def test_two_people_have_sessions_of_their_own(collecting: Client, desk: Desk) -
     assert ann["pair"] != bob["pair"]
     assert showing(collecting, "ann")["pair"] == ann["pair"]
     vote(collecting, ann, "ann")
-    assert collecting.send("/api/undo", annotator="bob")["undone"] is None
-    assert collecting.send("/api/undo", annotator="ann")["undone"] == "left"
+    assert undo(collecting, "bob")["undone"] is None
+    assert undo(collecting, "ann")["undone"] == "left"
     assert desk.store.votes() == []
+
+
+def test_an_undo_that_is_sent_again_takes_back_no_second_vote(collecting: Client, desk: Desk) -> None:
+    for choice in ("left", "right"):
+        vote(collecting, showing(collecting), choice=choice)
+    ticket = new_ticket()
+    assert [undo(collecting, ticket=ticket)["undone"] for _ in range(2)] == ["right", "right"]
+    assert [line["choice"] for line in desk.store.votes()] == ["left"]
 
 
 @pytest.mark.parametrize(
@@ -107,6 +120,7 @@ def test_two_people_have_sessions_of_their_own(collecting: Client, desk: Desk) -
         ("/api/vote", {"annotator": "ann", "pair": "../../../etc/passwd"}, "not known here"),
         ("/api/vote", {"annotator": "ann", "pair": "x", "seconds": "now"}, "not known here"),
         ("/api/undo", {"annotator": "a\nb"}, "annotator's name"),
+        ("/api/undo", {"annotator": "ann"}, "'ticket' is missing"),
     ],
 )
 def test_what_makes_no_sense_is_refused(collecting: Client, path: str, values: dict, message: str) -> None:
@@ -121,6 +135,8 @@ def test_what_makes_no_sense_is_refused(collecting: Client, path: str, values: d
         ({"choice": "middle"}, "'middle' is no choice"),
         ({"ticket": "../x"}, "ticket is none of lora-dpo's"),
         ({"seconds": "now"}, "'seconds' is no number"),
+        ({"seconds": float("nan")}, "'seconds' is no number"),
+        ({"seconds": 10**400}, "'seconds' is no number"),
         ({"comment": "x" * 5000}, "has 5000 characters"),
         ({"edited": "x" * 50_000}, "at most 40,000 are taken"),
         ({"edited": 7}, "'edited' is missing, or no text"),
@@ -184,7 +200,7 @@ def test_other_sites_cannot_use_a_page(collecting: Client, desk: Desk) -> None:
     for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", ""):
         assert collecting.raw("GET", "/api/about", Host=host)[0] == 421
     assert collecting.raw("GET", "/api/about", Host="[::1]:80")[0] == 200
-    body = json.dumps({"annotator": "ann"})
+    body = json.dumps({"annotator": "ann", "ticket": new_ticket()})
     assert collecting.raw("POST", "/api/undo", body, Origin="http://evil.example")[0] == 403
     assert collecting.raw("POST", "/api/undo", body, Origin="null")[0] == 403
     assert collecting.raw("POST", "/api/undo", body, Content_Type="text/plain")[0] == 415
@@ -214,7 +230,7 @@ def test_without_the_password_nothing_is_told(desk: Desk) -> None:
         assert status == 200
         cookie = headers["set-cookie"]
         assert "HttpOnly" in cookie
-        assert "SameSite=strict" in cookie
+        assert "SameSite=lax" in cookie
         client.cookie = cookie.partition(";")[0]
         assert "right" not in client.cookie
         assert client.raw("GET", "/api/about")[0] == 200
@@ -224,8 +240,46 @@ def test_without_the_password_nothing_is_told(desk: Desk) -> None:
     assert Password("right one", 1).token == Password("right one", 1).token != Password("right one", 2).token
 
 
-def test_both_answers_are_streamed_blind_and_voted_on(comparing: Client, work: Path) -> None:
-    orders = set()
+def test_without_a_password_the_token_of_the_address_opens_the_page(desk: Desk) -> None:
+    with served(collect_site(desk, None)) as known:
+        other = Client(known.port)
+        for query in ("", "?token=", "?token=0", f"{known.query}0", f"?other={known.query[7:]}"):
+            status, headers, page = other.raw("GET", f"/{query}")
+            assert status == 401
+            assert b'data-page="login"' in page
+            assert "set-cookie" not in headers
+        for path in ("/api/about", f"/api/about{known.query}"):
+            assert other.raw("GET", path)[0] == 401
+        status, headers, page = other.raw("GET", f"/{known.query}")
+        assert (status, headers["location"], page) == (303, "./", b"")
+        assert "HttpOnly" in headers["set-cookie"]
+        assert known.query[7:] not in headers["set-cookie"]
+        other.cookie = headers["set-cookie"].partition(";")[0]
+        assert other.raw("GET", "/api/about")[0] == 200
+        assert other.send("/api/login", password=known.query[7:])["status"] == 200  # pasted into the form
+    with served(collect_site(desk, None), "secret") as client:
+        assert client.raw("GET", "/?token=secret")[0] == 401  # a password does not belong into addresses
+
+
+def test_wrong_passwords_keep_no_vote_waiting(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_dpo.ui.web.app._THREADS", 2)
+    with served(collect_site(desk, None)) as client:
+        wrong = [threading.Thread(target=client.send, args=("/api/login",), kwargs={"password": "x"}) for _ in range(6)]
+        for each in wrong:
+            each.start()
+        time.sleep(0.5)
+        assert client.raw("GET", "/api/about")[0] == 200
+        assert sum(each.is_alive() for each in wrong) > 1
+        for each in wrong:
+            each.join()
+
+
+def test_both_answers_are_streamed_blind_and_voted_on(
+    comparing: Client, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = itertools.cycle([(0, 1), (1, 0), (1, 0)])
+    monkeypatch.setattr("lora_dpo.ui.web.comparing.drawn_order", lambda: next(orders))
+    on_the_left = []
     for number in range(6):
         events = comparing.events("/api/compare", prompt=HOSTILE if number == 0 else f"Question {number}?")
         texts = {
@@ -238,15 +292,25 @@ def test_both_answers_are_streamed_blind_and_voted_on(comparing: Client, work: P
         line = Store(work / "p.jsonl").votes()[-1]
         assert (line["left"]["text"], line["right"]["text"]) == (texts["left"], texts["right"])
         assert line["via"] == "compare"
-        orders.add(stored["left"])
+        on_the_left.append(stored["left"] == "runs/small")
         assert sum(stored["tally"].values()) == number + 1
-    assert len(orders) <= 2
-    assert comparing.send("/api/undo", annotator="ann")["undone"] == "left"
+    assert on_the_left == [False, True, True, False, True, True]
+    assert {drawn_order() for _ in range(100)} == {(0, 1), (1, 0)}
+    assert undo(comparing)["undone"] == "left"
     about = json.loads(comparing.raw("GET", "/api/about")[2])
     assert sum(about["tally"].values()) == 5
     assert about["questions"] == [turns[0]["content"] for turns in QUESTIONS]
     assert comparing.send("/api/compare", prompt="  ")["error"] == "The question is empty."
     assert "too long" in comparing.events("/api/compare", prompt="why? " * 600)[-1]["error"]
+
+
+def test_only_questions_that_stand_alone_are_proposed(tuned: ChatModel, work: Path) -> None:
+    system = {"role": "system", "content": "Be short."}
+    later = (*user("Do bats see?"), {"role": "assistant", "content": "Yes."}, *user("All of them?"))
+    questions = [(system, *user("Why?")), later, user("Do bats see?"), (system, *later)]
+    for given, proposed in (("", ["Do bats see?"]), ("Be short.", ["Why?"])):
+        site = compare_site(CompareBallot(tuned, Sampling(6), work / "p.jsonl"), questions, given, None)
+        assert site.about["questions"] == proposed
 
 
 def chat(client: Client, *texts: str, **values) -> list[dict]:
@@ -278,6 +342,7 @@ def test_chat_answers_as_the_terminal_does_with_the_adapter_on_and_off(chatting:
         ({"sampling": {"temperature": -1}}, "temperature is -1, which must be a number from 0"),
         ({"sampling": {"temprature": 1}}, "Did you mean 'temperature'?"),
         ({"sampling": {"seed": "x"}}, "seed is no number"),
+        ({"sampling": {"top_k": float("inf")}}, "top_k is no number"),
         ({"sampling": {"max_new_tokens": 10**9}}, "at most 8192"),
         ({"sampling": {"top_k": 1.5}}, "top_k is '1.5'"),
         ({"sampling": [1]}, "'sampling' is no object"),
@@ -289,13 +354,37 @@ def test_a_conversation_that_makes_no_sense_is_refused(chatting: Client, values:
     assert message in found["error"]
 
 
+def test_an_earlier_answer_may_be_longer_than_a_question(chatting: Client) -> None:
+    assert chat(chatting, "Why?", "Because. " * 5000, "Do bats see?")[-1]["tokens"] > 0
+    turns = [{"role": "user", "content": "Why? " * 10_000}]
+    assert "at most 40,000" in chatting.send("/api/chat", messages=turns)["error"]
+
+
+def test_what_breaks_while_an_answer_is_written_is_no_dead_server(
+    chatting: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ChatModel, "_answers", lambda self, *_, **__: 1 / 0)
+    assert chat(chatting, "Do bats see?")[-1] == {
+        "error": "The answer could not be written; the server's terminal says why."
+    }
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_name_is_checked_when_it_is_entered(collecting: Client, comparing: Client) -> None:
+    for client in (collecting, comparing):
+        assert client.send("/api/name", annotator="ann") == {"status": 200}
+        assert "annotator's name is" in client.send("/api/name", annotator="a\nb")["error"]
+
+
 def test_an_answer_that_nobody_waits_for_any_more_is_not_written(work: Path, tuned: ChatModel) -> None:
     import socket
 
     with served(chat_site(tuned, Sampling(480, temperature=1.0, seed=0), "")) as client:
         body = json.dumps({"messages": [{"role": "user", "content": "Hi?"}]})
         connection = socket.create_connection(("localhost", client.port))
-        head = f"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        head = (
+            f"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nCookie: {client.cookie}\r\nContent-Length: {len(body)}\r\n"
+        )
         connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
         assert b"text" in connection.recv(4096) + connection.recv(4096)
         connection.close()
@@ -315,7 +404,7 @@ def test_200_votes_by_four_people_at_once_are_all_there_once(work: Path, drafter
     ):
 
         def person(name: str) -> None:
-            own = Client(client.port)
+            own = Client(client.port, client.query).enter()
             try:
                 while True:
                     found = own.send("/api/next", annotator=name)
@@ -338,6 +427,7 @@ def test_200_votes_by_four_people_at_once_are_all_there_once(work: Path, drafter
     lines = [json.loads(line) for line in (work / "soak.jsonl").read_text().splitlines()]
     asked = Counter(line["prompt"] for line in lines)
     left_out = desk.progress("ann").left_out
+    assert len(left_out) < 20
     assert len(lines) == len(asked) == 200 - len(left_out)
     assert set(asked.values()) == {1}
     assert len({line["annotator"] for line in lines}) == 4
@@ -364,7 +454,7 @@ def test_ctrl_c_ends_a_server_in_order_and_its_port_may_be_taken(work: Path) -> 
 def test_compare_and_chat_are_served(work: Path, words: tuple[str, ...]) -> None:
     server = Server(work, *words, "--max-new-tokens", "6")
     try:
-        client = Client(server.port)
+        client = server.client
         about = json.loads(client.raw("GET", "/api/about")[2])
         assert about["page"] == words[0]
         if words[0] == "compare":

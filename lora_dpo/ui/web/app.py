@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -41,12 +41,12 @@ class Site:
     standing: Callable[[], dict[str, Any]] = dict
 
 
-def application(site: Site, password: Password | None, hosts: frozenset[str] | None) -> ASGIApp:
+def application(site: Site, password: Password, hosts: frozenset[str] | None) -> ASGIApp:
     """Returns the application of a page.
 
     Args:
         site: The page.
-        password: The password, or None.
+        password: What is asked for.
         hosts: The names that a request may ask for; None is any.
     """
 
@@ -58,17 +58,14 @@ def application(site: Site, password: Password | None, hosts: frozenset[str] | N
 
     async def login(request: Request) -> Response:
         text = text_of(await read_json(request), "password")
-        if password is not None and not await to_thread.run_sync(password.is_right, text):
+        if not await to_thread.run_sync(password.is_right, text, limiter=request.state.logins):
             raise HTTPException(401, "That is not the password.")
-        response = JSONResponse({})
-        if password is not None:
-            response.set_cookie(password.cookie, password.token, httponly=True, samesite="strict")
-        return response
+        return password.admit(JSONResponse({}))
 
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, CapacityLimiter]]:
         to_thread.current_default_thread_limiter().total_tokens = _THREADS
-        yield
+        yield {"logins": CapacityLimiter(1)}  # wrong passwords wait for each other, and keep no vote waiting
 
     routes = [
         Route("/", index),

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,7 +17,7 @@ from lora_dpo.inference.chat_model import ChatModel
 from lora_dpo.inference.conversation import Conversation, Question
 from lora_dpo.inference.sampling import Sampling
 from lora_dpo.ui.web.app import Site
-from lora_dpo.ui.web.requests import Values, pieces, read_json, streamed, text_of
+from lora_dpo.ui.web.requests import LONGEST_TEXT, Values, is_number, pieces, read_json, streamed, text_of
 
 _MOST_TURNS = 400
 _MOST_TOKENS = 8192
@@ -40,7 +41,7 @@ def chat_site(model: ChatModel, sampling: Sampling, system: str) -> Site:
         if base and model.base_name is None:
             raise UserError(f"{model.found.name} does not say which model it was before the training.")
         conversation = Conversation(model.encoder, model.positions, system, list(earlier))
-        question = conversation.ask(last["content"], own.max_new_tokens)
+        question = await to_thread.run_sync(conversation.ask, last["content"], own.max_new_tokens)
         return streamed(_answer(model, question, own.seeded(), base=base))
 
     about = {
@@ -48,7 +49,6 @@ def chat_site(model: ChatModel, sampling: Sampling, system: str) -> Site:
         "base": model.base_name,
         "switch": "adapter" if model.found.is_adapter else "training",
         "sampling": dataclasses.asdict(sampling),
-        "system": system,
     }
     return Site("chat", about, [Route("/api/chat", chat, methods=["POST"])])
 
@@ -73,7 +73,8 @@ def _turns(values: Any) -> Sequence[Message]:
         role = "assistant" if number % 2 else "user"
         if not isinstance(value, dict) or value.get("role") != role:
             raise UserError(f"Turn {number + 1} of the conversation is not one of the {role}.")
-        turns.append({"role": role, "content": text_of(value, "content")})
+        is_last = number == len(values) - 1  # answers may be longer than what people write
+        turns.append({"role": role, "content": text_of(value, "content", longest=LONGEST_TEXT if is_last else None)})
     if not turns[-1]["content"].strip():
         raise UserError("The question is empty.")
     return turns
@@ -93,6 +94,6 @@ def _word(name: str, value: Any) -> str:
     """Returns a value as `Sampling.with_word` reads it; a browser's numbers know no difference between 5 and 5.0."""
     if value is None and name == "seed":
         return "none"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         raise UserError(f"{str(name)[:40]} is no number.")
     return str(int(value)) if name in _WHOLE and value == int(value) else str(value)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -19,6 +22,8 @@ LONGEST_TEXT = 40_000
 """Characters of one question or message."""
 
 Values = Mapping[str, Any]
+
+_log = logging.getLogger(__name__)
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -41,8 +46,14 @@ async def read_json(request: Request) -> dict[str, Any]:
     return values
 
 
-def text_of(values: Values, key: str, default: str | None = None) -> str:
+def text_of(values: Values, key: str, default: str | None = None, longest: int | None = LONGEST_TEXT) -> str:
     """Returns a text that a request carries.
+
+    Args:
+        values: What the request carries.
+        key: The text's name.
+        default: What a missing one is; None is a mistake.
+        longest: The most characters; None is any number.
 
     Raises:
         UserError: It is missing, no text, or too long.
@@ -50,8 +61,8 @@ def text_of(values: Values, key: str, default: str | None = None) -> str:
     value = values.get(key, default)
     if not isinstance(value, str):
         raise UserError(f"'{key}' is missing, or no text.")
-    if len(value) > LONGEST_TEXT:
-        raise UserError(f"'{key}' has {len(value):,} characters; at most {LONGEST_TEXT:,} are taken.")
+    if longest is not None and len(value) > longest:
+        raise UserError(f"'{key}' has {len(value):,} characters; at most {longest:,} are taken.")
     return value
 
 
@@ -62,9 +73,16 @@ def number_of(values: Values, key: str, default: float) -> float:
         UserError: It is none.
     """
     value = values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         raise UserError(f"'{key}' is no number.")
     return float(value)
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value that came as JSON is a finite number: Python reads NaN, and 1e999 as infinity."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max and not math.isnan(value)
 
 
 async def answered(work: Callable[[], Any]) -> Response:
@@ -82,11 +100,18 @@ def streamed(events: AsyncIterator[Values]) -> Response:
     async def lines() -> AsyncIterator[bytes]:
         try:
             async for event in events:
-                yield json.dumps(event).encode() + b"\n"
+                yield _line(event)
         except UserError as error:
-            yield json.dumps({"error": str(error)}).encode() + b"\n"
+            yield _line({"error": str(error)})
+        except Exception:  # a page that is only cut off would say that the server is gone
+            _log.exception("an answer could not be written")
+            yield _line({"error": "The answer could not be written; the server's terminal says why."})
 
     return StreamingResponse(lines(), media_type="application/x-ndjson", headers={"x-accel-buffering": "no"})
+
+
+def _line(event: Values) -> bytes:
+    return json.dumps(event).encode() + b"\n"
 
 
 async def pieces(writing: Writing) -> AsyncIterator[str]:

@@ -26,7 +26,7 @@ class Address:
     Attributes:
         host: Address or name of this machine that is listened at.
         port: The port; 0 takes a free one.
-        password: What is asked for, or None.
+        password: What is asked for; None draws a token that the printed address holds.
     """
 
     host: str = "127.0.0.1"
@@ -50,9 +50,9 @@ def serve(make: Callable[[], AbstractContextManager[Site]], address: Address) ->
     listening = _listen(address)
     port = listening.getsockname()[1]
     local = address.host in LOOPBACK
-    password = None if address.password is None else Password(address.password, port)
+    password = Password(address.password, port)
     with make() as site, suppress(KeyboardInterrupt):
-        _say_where(address, port)
+        _say_where(address, port, password.query)
         app = application(site, password, LOOPBACK if local else None)
         server_of(app).run(sockets=[listening])
 
@@ -71,17 +71,19 @@ def server_of(app: ASGIApp) -> uvicorn.Server:
     )
 
 
-def _say_where(address: Address, port: int) -> None:
+def _say_where(address: Address, port: int, query: str) -> None:
     local = address.host in LOOPBACK
     name = "localhost" if local else socket.gethostname() if address.host in ("0.0.0.0", "::") else address.host
-    out.print(f"http://{name}:{port}/", markup=False, soft_wrap=True)
+    out.print(f"http://{name}:{port}/{query}", markup=False, soft_wrap=True)
+    if query:
+        note("Whoever has this address can use the page; without its token nobody can, not even on this machine.")
     if local:
         note(
             f"Only this machine can reach it. From another: ssh -L {port}:localhost:{port} {socket.gethostname()} "
-            f"there, and http://localhost:{port}/ in its browser."
+            "there, and the same address in its browser."
         )
-    elif address.password is None:
-        note("Whoever can reach this machine can use the page: give a --password. It is not encrypted.")
+    else:
+        note("Others can reach it, and it is not encrypted.")
     note("Ctrl-C ends it.")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lora_dpo.ui.drafts import Draft
@@ -24,8 +24,8 @@ class Ballot(Protocol):
     def vote(self, vote: Vote) -> bool:
         """Stores a vote."""
 
-    def undo(self, annotator: str) -> Line | None:
-        """Takes a vote back."""
+    def undo(self, annotator: str, ticket: str | None = None) -> Line | None:
+        """Takes a vote back; the same ticket takes back no second one."""
 
 
 def voting_routes(ballot: Ballot, via: str, standing: Callable[[str], dict[str, Any]]) -> list[Route]:
@@ -57,8 +57,12 @@ def voting_routes(ballot: Ballot, via: str, standing: Callable[[str], dict[str, 
     def take_back(values: Values) -> dict[str, Any]:
         annotator = text_of(values, "annotator")
         check_annotator(annotator)
-        undone = ballot.undo(annotator)
+        undone = ballot.undo(annotator, text_of(values, "ticket"))
         return {"undone": None if undone is None else undone["choice"], **standing(annotator)}
+
+    async def name(request: Request) -> Response:
+        check_annotator(text_of(await read_json(request), "annotator"))
+        return JSONResponse({})
 
     async def vote(request: Request) -> Response:
         values = await read_json(request)
@@ -68,4 +72,4 @@ def voting_routes(ballot: Ballot, via: str, standing: Callable[[str], dict[str, 
         values = await read_json(request)
         return await answered(lambda: take_back(values))
 
-    return [Route("/api/vote", vote, methods=["POST"]), Route("/api/undo", undo, methods=["POST"])]
+    return [Route(f"/api/{each.__name__}", each, methods=["POST"]) for each in (name, vote, undo)]

@@ -1,4 +1,4 @@
-import { $, Refused, annotator, button, kept, keys, make, say, send, showAnnotator, start } from "./common.js";
+import { $, annotator, button, kept, keys, make, newTicket, say, sayRefused, send, showAnnotator, start } from "./common.js";
 
 const SAID = {
   left: "Left is better", right: "Right is better", both_good: "Both good", both_bad: "Both bad", skip: "Skipped",
@@ -49,26 +49,31 @@ function show(found, progress) {
   showing = found;
   editing = null;
   since = performance.now();
-  const question = make("h1", { class: "question text", tabindex: "-1" }, showing.turns.at(-1).content);
-  const earlier = showing.turns.slice(0, -1).map((turn) => make("p", { class: "earlier" }, `${turn.role}: ${turn.content}`));
+  const question = make("h1", { class: "question text", dir: "auto", tabindex: "-1" }, showing.turns.at(-1).content);
+  const earlier = showing.turns.slice(0, -1).map((turn) => make("p", { class: "earlier", dir: "auto" }, `${turn.role}: ${turn.content}`));
   $("main").replaceChildren(
     make("div", {}, ...head(progress)), make("div", {}, ...earlier, question),
     make("div", { class: "answers" }, card("left", "←"), card("right", "→")),
     make("label", { id: "comment-label", hidden: true }, "Comment, stored with your vote",
-      make("textarea", { id: "comment", maxlength: "4000", rows: "2" })),
+      make("textarea", { id: "comment", dir: "auto", maxlength: "4000", rows: "2" })),
     make("div", { class: "row bar foot" },
       button("Both good", "g", () => vote("both_good")), button("Both bad", "b", () => vote("both_bad")),
       button("Skip", "s", () => vote("skip")), button("Edit", "e", edit), button("Comment", "c", comment),
       button("Undo", "u", undo)));
-  question.focus({ preventScroll: true });
+  focusHeading();
   scrollTo(0, 0);
+}
+
+/** Gives the focus to the question: what had it is gone, and who listens would have to begin anew. */
+function focusHeading() {
+  document.querySelector("h1").focus({ preventScroll: true });
 }
 
 function card(which, key) {
   const answer = showing[which];
   const text = answer.text + (answer.ended ? "" : " ... (cut)");
   return make("section", { class: "card", id: which, "aria-label": `the ${which} answer` },
-    make("div", { class: "text", tabindex: "0" }, text || "(an empty answer)"),
+    make("div", { class: "text", dir: "auto", tabindex: "0" }, text || "(an empty answer)"),
     button("This one is better", key, () => side(which),
       { class: "main", id: `choose-${which}`, "aria-label": `The ${which} one is better` }));
 }
@@ -89,8 +94,7 @@ async function store(values) {
     const authors = found.left === found.right ? "" : ` Left was ${found.left}, right ${found.right}.`;
     say(`${SAID[values.choice]}${values.edited ? ", edited" : ""}. Stored.${authors}`);
   } catch (error) {
-    if (!(error instanceof Refused)) throw error;
-    say(`Not stored. ${error.message}`);
+    sayRefused(error, "Not stored. ");
   } finally {
     kept.set("pending", null);
     busy = false;
@@ -108,7 +112,7 @@ function edit() {
 
 function openEditor(which) {
   editing = which;
-  const text = make("textarea", { id: "edited", rows: "10", "aria-label": "the better answer, edited" });
+  const text = make("textarea", { id: "edited", dir: "auto", rows: "10", "aria-label": "the better answer, edited" });
   text.value = showing[which].text;
   const save = () => {
     const edited = text.value.trim();
@@ -131,6 +135,7 @@ function leaveEdit() {
   editing = null;
   for (const [which, key] of [["left", "←"], ["right", "→"]]) $(which).replaceWith(card(which, key));
   say("Nothing was changed.");
+  focusHeading();
 }
 
 function comment() {
@@ -143,9 +148,11 @@ async function undo() {
   if (busy) return;
   busy = true;
   try {
-    const found = await send("api/undo", { annotator: name });
+    const found = await send("api/undo", { annotator: name, ticket: newTicket() });
     say(found.undone ? `Undone: ${SAID[found.undone].toLowerCase()}. It is asked again.` : "Nothing to undo.");
     if (found.undone) await next();
+  } catch (error) {
+    sayRefused(error);
   } finally {
     busy = false;
   }
@@ -158,4 +165,5 @@ function finished(progress) {
     make("progress", { max: progress.total || 1, value: progress.done, "aria-label": "questions done" }),
     make("h1", { class: "question", tabindex: "-1" }, "That was the last question. Thank you."),
     make("p", { class: "quiet" }, left), make("div", { class: "row" }, button("Undo the last vote", "u", undo)));
+  focusHeading();
 }

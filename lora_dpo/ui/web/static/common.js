@@ -14,21 +14,31 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+const SHORTCUTS = { "←": "ArrowLeft", "→": "ArrowRight", Esc: "Escape", "Ctrl+Enter": "Control+Enter" };
+
 /** Makes a button with the key that does the same. */
 export function button(text, key, press, attributes = {}) {
   const shown = key ? make("kbd", { "aria-hidden": "true" }, key) : null;
-  return make("button", { type: "button", click: press, "aria-keyshortcuts": key || null, ...attributes }, text, shown);
+  const shortcut = SHORTCUTS[key] || key || null;
+  return make("button", { type: "button", click: press, "aria-keyshortcuts": shortcut, ...attributes }, text, shown);
 }
 
 export function say(text) {
   $("status").textContent = text;
 }
 
-const LARGEST = 250 * 1024;
+export const LARGEST = 250 * 1024; // bytes of a request, a little less than the server takes
+export const bytesOf = (text) => new TextEncoder().encode(text).length;
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 /** What the server says is wrong; sending the same again would not help. */
 export class Refused extends Error {}
+
+/** Says what was refused; any other error is a mistake of this page and is thrown again. */
+export function sayRefused(error, before = "") {
+  if (!(error instanceof Refused)) throw error;
+  say(before + error.message);
+}
 
 function offline(text) {
   $("offline").textContent = text;
@@ -47,15 +57,22 @@ async function refusal(response) {
   return new Refused(text);
 }
 
+/** Returns a name that nothing else has, in the form of the server's own tickets. */
+export function newTicket() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 /** Sends JSON, again and again until the server is there: everything that is sent by this may come twice. */
 export async function send(path, values) {
   const body = values === undefined ? undefined : JSON.stringify(values);
-  if (body && body.length > LARGEST) throw new Refused("That is too much at once.");
+  if (body && bytesOf(body) > LARGEST) throw new Refused("That is too much at once.");
   const request = body === undefined ? {} : { method: "POST", headers: { "content-type": "application/json" }, body };
   for (let wait = 500; ; wait = Math.min(wait * 1.5, 5000)) {
     let response;
+    let found;
     try {
       response = await fetch(path, request);
+      if (response.ok) found = await response.json(); // which a connection that breaks can cut as well
     } catch {
       offline("The server cannot be reached. Nothing is lost: this page tries again until it is back.");
       await pause(wait);
@@ -68,14 +85,14 @@ export async function send(path, values) {
     }
     offline("");
     if (!response.ok) throw await refusal(response);
-    return await response.json();
+    return found;
   }
 }
 
 /** Sends JSON once and calls `take` with each object of the answer, as it comes. */
 export async function stream(path, values, take, signal) {
   const body = JSON.stringify(values);
-  if (body.length > LARGEST) throw new Refused("That is too much at once.");
+  if (bytesOf(body) > LARGEST) throw new Refused("That is too much at once.");
   const headers = { "content-type": "application/json" };
   const response = await fetch(path, { method: "POST", headers, body, signal });
   if (!response.ok) throw await refusal(response);
@@ -98,6 +115,7 @@ export async function stream(path, values, take, signal) {
 export function keys(functions) {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+    if (event.shiftKey && event.key.length > 1) return; // Shift+Left; but French keyboards type digits with Shift
     if (event.target.closest("input:not([type=checkbox]), textarea, select")) return;
     const press = functions[event.key] || functions[event.key.toLowerCase()];
     if (!press) return;
@@ -122,16 +140,30 @@ export const kept = {
   },
 };
 
+/** Returns whether the server takes a name, and says what is wrong with it. */
+async function isName(text) {
+  try {
+    await send("api/name", { annotator: text });
+    return true;
+  } catch (error) {
+    sayRefused(error);
+    return false;
+  }
+}
+
 /** Asks who votes, once; returns the name. */
 export async function annotator(proposed) {
   const known = localStorage.getItem("annotator");
-  if (known) return known;
+  if (known && await isName(known)) return known;
   return await new Promise((resolve) => {
-    const name = make("input", { id: "name", maxlength: "64", required: true, autocomplete: "nickname", value: proposed });
-    const form = make("form", { class: "card", submit: (event) => {
+    const name = make("input", {
+      id: "name", dir: "auto", maxlength: "64", required: true, autocomplete: "nickname", value: known || proposed,
+    });
+    const form = make("form", { class: "card", submit: async (event) => {
       event.preventDefault();
       const text = name.value.trim();
-      if (!text) return;
+      if (!text || !await isName(text)) return;
+      say("");
       localStorage.setItem("annotator", text);
       resolve(text);
     } }, make("label", {}, "Your name, which is stored with each vote", name), make("button", { class: "main" }, "Start"));
@@ -146,7 +178,7 @@ export function showAnnotator(name) {
     localStorage.removeItem("annotator");
     location.reload();
   };
-  $("who").replaceChildren(`${name} · `, make("a", { href: "#", click: (event) => {
+  $("who").replaceChildren(make("bdi", {}, name), " · ", make("a", { href: "#", click: (event) => {
     event.preventDefault();
     change();
   } }, "not me"));
@@ -157,7 +189,6 @@ export async function start(run) {
   try {
     await run(await send("api/about"));
   } catch (error) {
-    say(error.message);
-    if (!(error instanceof Refused)) throw error;
+    sayRefused(error);
   }
 }

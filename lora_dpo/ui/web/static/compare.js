@@ -1,4 +1,4 @@
-import { $, Refused, annotator, button, kept, keys, make, say, send, showAnnotator, start, stream } from "./common.js";
+import { $, Refused, annotator, button, kept, keys, make, newTicket, say, sayRefused, send, showAnnotator, start, stream } from "./common.js";
 
 const SIDES = ["left", "right"];
 let name = "";
@@ -9,7 +9,7 @@ let busy = false;
 start(async (about) => {
   name = await annotator(about.annotator);
   showAnnotator(name);
-  const prompt = make("textarea", { id: "prompt", rows: "2", maxlength: "40000", required: true });
+  const prompt = make("textarea", { id: "prompt", dir: "auto", rows: "2", maxlength: "40000", required: true });
   prompt.value = kept.get("prompt", "");
   prompt.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -17,7 +17,7 @@ start(async (about) => {
       ask();
     }
   });
-  const proposals = make("select", { id: "proposals", change: () => {
+  const proposals = make("select", { id: "proposals", dir: "auto", hidden: !about.questions.length, change: () => {
     if (proposals.value) prompt.value = proposals.value;
     proposals.selectedIndex = 0;
     prompt.focus();
@@ -30,7 +30,7 @@ start(async (about) => {
     } }, make("label", {}, "A question for both models", prompt),
       make("div", { class: "row" }, make("div", { class: "grow" }, proposals),
         make("button", { class: "main", id: "go" }, "Ask both"))),
-    make("div", { class: "answers" }, ...SIDES.map(card)),
+    make("div", { class: "answers", id: "answers", role: "group", "aria-label": "both answers", tabindex: "-1" }, ...SIDES.map(card)),
     make("div", { class: "row bar foot", id: "votes" },
       button("Left is better", "←", () => vote("left"), { class: "main" }),
       button("Right is better", "→", () => vote("right"), { class: "main" }),
@@ -50,11 +50,17 @@ start(async (about) => {
 
 function card(side) {
   return make("section", { class: "card", id: side, "aria-label": `the ${side} answer` },
-    make("h2", { id: `${side}-by` }, side), make("div", { class: "text", id: `${side}-text`, tabindex: "0" }));
+    make("h2", { id: `${side}-by` }, side), make("div", { class: "text", dir: "auto", id: `${side}-text`, tabindex: "0" }));
 }
 
+/** Lets people vote or not; a button that is switched off gives the focus to the answers. */
 function ready(on) {
+  if (!on && $("votes").contains(document.activeElement) && document.activeElement !== $("undo")) focusAnswers();
   for (const each of $("votes").querySelectorAll("button")) each.disabled = !on && each.id !== "undo";
+}
+
+function focusAnswers() {
+  $("answers").focus({ preventScroll: true });
 }
 
 async function ask() {
@@ -63,6 +69,7 @@ async function ask() {
   busy = true;
   showing = null;
   ready(false);
+  if (document.activeElement === $("go")) focusAnswers();
   $("go").disabled = true;
   kept.set("prompt", prompt);
   for (const side of SIDES) {
@@ -82,7 +89,8 @@ async function ask() {
     else say("Which one is better?");
     ready(!showing.alike);
     since = performance.now();
-    if (document.activeElement === $("prompt")) $("prompt").blur(); // so that keys vote
+    // So that keys vote; not in the middle of the next question, whose letters would.
+    if (document.activeElement === $("prompt") && $("prompt").value.trim() === prompt) focusAnswers();
   } catch (error) {
     say(error instanceof Refused ? error.message : "The server cannot be reached. Ask again when it is back.");
   } finally {
@@ -108,8 +116,7 @@ async function store(values) {
     say(`Stored. Left was ${found.left}, right ${found.right}.`);
     tally(found.tally);
   } catch (error) {
-    if (!(error instanceof Refused)) throw error;
-    say(`Not stored. ${error.message}`);
+    sayRefused(error, "Not stored. ");
   } finally {
     kept.set("pending", null);
     showing = null;
@@ -119,9 +126,16 @@ async function store(values) {
 
 async function undo() {
   if (busy) return;
-  const found = await send("api/undo", { annotator: name });
-  say(found.undone ? "Your last vote was taken back." : "Nothing to undo.");
-  tally(found.tally);
+  busy = true;
+  try {
+    const found = await send("api/undo", { annotator: name, ticket: newTicket() });
+    say(found.undone ? "Your last vote was taken back." : "Nothing to undo.");
+    tally(found.tally);
+  } catch (error) {
+    sayRefused(error);
+  } finally {
+    busy = false;
+  }
 }
 
 function tally(counts) {

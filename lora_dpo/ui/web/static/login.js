@@ -1,4 +1,4 @@
-import { $, Refused, make, say, send } from "./common.js";
+import { $, make, sayRefused, send } from "./common.js";
 
 const password = make("input", { id: "password", type: "password", required: true, autocomplete: "current-password" });
 const form = make("form", { class: "card", submit: async (event) => {
@@ -7,10 +7,9 @@ const form = make("form", { class: "card", submit: async (event) => {
     await send("api/login", { password: password.value });
     location.reload();
   } catch (error) {
-    if (!(error instanceof Refused)) throw error;
-    say(error.message);
+    sayRefused(error);
     password.select();
   }
-} }, make("label", {}, "Password", password), make("button", { class: "main" }, "Enter"));
+} }, make("label", {}, "Password, or the token of the address that the terminal shows", password), make("button", { class: "main" }, "Enter"));
 $("main").replaceChildren(form);
 password.focus();
