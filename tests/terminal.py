@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.process import ROOT
+from tests.process import PATIENCE, ROOT
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
@@ -31,7 +31,7 @@ class Screen:
     def wait_for(self, text: str, *, since: int = 0) -> int:
         """Reads until a text is shown; returns the place after it."""
         while (place := self.shown.find(text, since)) < 0:
-            ready, _, _ = select.select([self._controller], [], [], 120)
+            ready, _, _ = select.select([self._controller], [], [], PATIENCE)
             try:
                 new = os.read(self._controller, 4096) if ready else b""
             except OSError:  # the process has closed the terminal

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lora_dpo.ui.store import Store
-from tests.process import ROOT, lora_dpo
+from tests.process import PATIENCE, ROOT, lora_dpo
 from tests.terminal import Screen, terminal
 
 SHORT = ("--max-new-tokens", "6", "--temperature", "1")
@@ -64,7 +64,7 @@ def test_voting_with_every_key(asked: Path) -> None:
         place = screen.wait_for(ASKS, since=screen.wait_for("Question 4 of 4", since=place))
         place = press(screen, "s", "That was the last question.", place)
         screen.wait_for("adapter.init_from=auto", since=place)
-        assert screen.process.wait(60) == 0
+        assert screen.process.wait(PATIENCE) == 0
         assert max(map(len, screen.shown.splitlines())) <= 80
     found = votes(asked)
     assert [vote["choice"] for vote in found] == ["right", "left", "both_good", "skip"]
@@ -85,7 +85,7 @@ def test_an_interrupt_loses_nothing_and_the_same_command_goes_on(asked: Path, bl
         if blow == signal.SIGINT:
             screen.type("\x03")
             screen.wait_for("3 questions are left; the same command goes on.", since=place)
-            assert screen.process.wait(60) == 0
+            assert screen.process.wait(PATIENCE) == 0
             assert not re.search(r"\x1b\[[0-9;]*(3|4|9|10)[0-7]m", screen.raw)  # no colour
         else:
             screen.process.kill()
@@ -96,7 +96,7 @@ def test_an_interrupt_loses_nothing_and_the_same_command_goes_on(asked: Path, bl
         assert screen.raw.isascii()
         assert "\x1b" not in screen.raw
         press(screen, "q", "3 questions are left", place)
-        assert screen.process.wait(60) == 0
+        assert screen.process.wait(PATIENCE) == 0
     assert len(votes(asked)) == 1
 
 
@@ -144,7 +144,7 @@ def test_what_the_model_and_the_questions_say_cannot_move_the_cursor(work: Path)
         assert "[2J[31mred [bold]x[/bold]" in screen.shown
         assert "\x07" not in screen.raw
         screen.type("q")
-        assert screen.process.wait(60) == 0
+        assert screen.process.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize(
@@ -200,4 +200,4 @@ def test_compare_prints_both_answers(asked: Path) -> None:
 def test_compare_streams_in_a_terminal(asked: Path) -> None:
     with terminal(asked, "compare", "runs/small", "--questions", "q.txt", "--max-new-tokens", "6") as screen:
         screen.wait_for("tuned: runs/small", since=screen.wait_for("Question 4 of 4"))
-        assert screen.process.wait(120) == 0
+        assert screen.process.wait(PATIENCE) == 0
