@@ -50,7 +50,7 @@ start(async (about) => {
 function recover() {
   const last = turns.at(-1);
   if (!last || last.note) return;
-  if (last.content) last.note = "cut off: the page was left";
+  if (last.content) last.note = "cut off";
   else giveBack(turns.at(-2).content);
   keepTurns();
 }
