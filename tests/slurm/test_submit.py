@@ -125,7 +125,7 @@ def _all_at_once(
         (["--partition", "bathc"], "invalid partition specified: bathc"),
         (["--time", "3d"], "Requested time limit is invalid"),
         (["--nodes", "9"], "allocation failure"),
-        (["--gpus-per-node", "9"], "Requested node configuration is not available"),
+        (["--gpus-per-node", "9"], "More processors requested than permitted"),
         (["--partition", "short", "--nodes", "2"], "allocation failure"),
     ],
 )

@@ -168,7 +168,6 @@ ENDS = {
     preemption: [("preemption", True, STOPPED), ("done", False, 0)],
     cancelled_step: [("failure", True, 137), ("done", False, 0)],
     killed_rank: [("failure", True, 1), ("done", False, 0)],
-    dead_node: [("vanished", True, None), ("done", False, 0)],
     restarted_controller: [("done", False, 0)],
     chain: [("time limit", False, STOPPED), ("done", False, 0), ("done", False, 0)],
     killed_chain: [("ended by Slurm", False, STOPPED), ("done", False, 0), ("done", False, 0)],
@@ -186,12 +185,14 @@ def test_it_ends_as_one_that_was_left_alone(played, scenario: Callable):
         assert after["from_step"] == before["step"] >= STEP
 
 
-def test_ended_without_grace_it_goes_on_from_what_it_had_saved(played):
-    run = played(requeued_by_slurm)
+@pytest.mark.parametrize("scenario", [requeued_by_slurm, dead_node], ids=lambda scenario: scenario.__name__)
+def test_ended_without_grace_it_goes_on_from_what_it_had_saved(played, scenario: Callable):
+    run = played(scenario)
     assert run.adapter == played(undisturbed).adapter
-    (cause, requeued, _), last = run.starts()
+    (cause, _, _), last = run.starts()
     assert cause in ("ended by Slurm", "vanished")  # whether there is time to say so is Slurm's to decide
     assert last == ("done", False, 0)
+    assert run.events("started")[-1]["from_step"] >= STEP
 
 
 def test_the_time_limit_is_seen_coming(played):
