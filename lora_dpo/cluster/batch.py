@@ -233,7 +233,8 @@ def _write_down_what_vanished(job: Job, step: int) -> None:
         return
     was = {key: last.get(key) for key in ("job", "array_task", "restart", "stage", "nodes", "chain", "from_step")}
     reason = "It ended without a word, as when a node dies or nothing is left of the grace time."
-    Record(job.home).append("ended", **was, cause="vanished", reason=reason, exit_code=None, requeued=True, step=step)
+    back = last.get("job") == job.id  # else it is the next one of a chain that finds this out
+    Record(job.home).append("ended", **was, cause="vanished", reason=reason, exit_code=None, requeued=back, step=step)
 
 
 def _check_chain(job: Job) -> None:

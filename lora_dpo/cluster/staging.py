@@ -54,5 +54,5 @@ def check_models(recipe: Recipe) -> None:
     Raises:
         UserError: They are not.
     """
-    for name, _ in hub_ids(recipe):
-        find_file(name, "config.json")
+    for name, revision in hub_ids(recipe):
+        find_file(name, "config.json", revision)

@@ -255,6 +255,16 @@ def test_a_start_that_vanished_is_written_down_by_the_next(job):
     assert started["from_step"] == vanished["from_step"] == 0
 
 
+def test_what_vanished_in_a_chain_was_not_requeued(job):
+    job(LORA_DPO_CHAIN="c", LORA_DPO_REQUEUE="chain")
+    begin()
+    job(SLURM_JOB_ID="8")
+    begin()
+    _, vanished, again = Record(RUN).events()
+    assert (vanished["job"], vanished["cause"], vanished["requeued"]) == ("7", "vanished", False)
+    assert (again["event"], again["job"]) == ("started", "8")
+
+
 def test_slurm_would_not_requeue(capfd):
     begin()
     ended()
