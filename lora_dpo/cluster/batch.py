@@ -95,11 +95,13 @@ def _begin(words: Sequence[str]) -> int:
 
 def _as_it_began(words: Sequence[str]) -> Sequence[str]:
     """Returns the recipe that an earlier start of this job has kept, in place of a file that may have been edited."""
+    if not int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+        return words
     folder = RunSection.model_fields["folder"].default
     with suppress(UserError):
         folder = load_recipe(words[0], words[1:]).run.folder
     kept = sorted(Path(folder).glob(f"*/slurm/{kept_recipe()}"))
-    return [str(kept[0])] if len(kept) == 1 and int(os.environ.get("SLURM_RESTART_COUNT") or 0) else words
+    return [str(kept[0])] if len(kept) == 1 else words
 
 
 def _ended(words: Sequence[str]) -> int:

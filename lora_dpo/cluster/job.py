@@ -151,8 +151,7 @@ class TrainingJob:
     def freeze(self) -> Path:
         """Keeps the recipe as the job has read it, for its other processes and for when it is started again."""
         file = RunFolder.of(self.whole).slurm / kept_recipe()
-        if not file.exists():
-            write_text(file, _KEPT_HEAD + to_yaml(self.whole))
+        write_text(file, _KEPT_HEAD + to_yaml(self.whole))
         return file
 
     def newest_step(self) -> int:

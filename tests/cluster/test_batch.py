@@ -91,6 +91,13 @@ def test_started_again_it_reads_what_it_was_started_with(edited: str, job, capfd
     assert [event["restart"] for event in Record(RUN).events() if event["event"] == "started"] == [0, 1]
 
 
+def test_a_job_of_the_same_number_elsewhere_left_its_recipe(capfd):
+    KEPT.parent.mkdir(parents=True)
+    KEPT.write_text("run: {name: other}")
+    begin()
+    assert load_recipe(KEPT) == load_recipe(WORDS[0], WORDS[1:])
+
+
 def test_there_is_nothing_to_do_for_a_run_that_is_complete(capfd):
     finish()
     assert begin() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -54,22 +55,28 @@ def test_a_training_is_asked_to_save_after_what_waits_has_left_the_queue(
     assert fake_slurm.calls("scancel") == [["102", "103"]]
 
 
-def test_a_job_that_was_just_beginning_is_asked_again(
-    run: RunFolder, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
+def at_each_look(run: RunFolder, monkeypatch: pytest.MonkeyPatch, *happens: Callable[[], object]) -> list[bool]:
+    """Lets something happen after each look at the job; returns whether the stop file was there then."""
+    seen: list[bool] = []
 
     def sleep(seconds: float) -> None:
         if seconds:  # somebody else's
             return
         seen.append(run.stop_file.exists())
-        if len(seen) == 1:
-            run.stop_file.unlink()
-            record(run.path, {"event": "started", "job": "101", "stage": "dpo"})
-        elif len(seen) == 2:
-            fake_slurm.knows("101", "completed", JobState="FAILED")
+        happens[len(seen) - 1]()
 
     monkeypatch.setattr(module.time, "sleep", sleep)
+    return seen
+
+
+def test_a_job_that_was_just_beginning_is_asked_again(
+    run: RunFolder, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begins() -> None:
+        run.stop_file.unlink()
+        record(run.path, {"event": "started", "job": "101", "stage": "dpo"})
+
+    seen = at_each_look(run, monkeypatch, begins, lambda: fake_slurm.knows("101", "completed", JobState="FAILED"))
     cancel(status_of(run), "101", now=False)
     assert seen == [True, True]
 
@@ -77,22 +84,17 @@ def test_a_job_that_was_just_beginning_is_asked_again(
 def test_a_job_that_comes_back_has_not_ended(
     run: RunFolder, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
+    def ends(cause: str, *, requeued: bool) -> None:
+        record(run.path, {"event": "ended", "job": "101", "cause": cause, "requeued": requeued})
+        fake_slurm.knows("101", "completed", EndTime=f"{datetime.now():%Y-%m-%dT%H:%M:%S}")
 
-    def sleep(seconds: float) -> None:
-        if seconds:  # somebody else's
-            return
-        seen.append(run.stop_file.exists())
-        if len(seen) == 1:  # it was preempted before it could see the stop file
-            record(run.path, {"event": "ended", "job": "101", "cause": "preemption", "requeued": True})
-            fake_slurm.knows("101", "completed", EndTime=f"{datetime.now():%Y-%m-%dT%H:%M:%S}")
-        elif len(seen) == 2:
-            fake_slurm.knows("101", "running")
-        else:
-            record(run.path, {"event": "ended", "job": "101", "cause": "asked", "requeued": False})
-            fake_slurm.knows("101", "completed", EndTime=f"{datetime.now():%Y-%m-%dT%H:%M:%S}")
-
-    monkeypatch.setattr(module.time, "sleep", sleep)
+    seen = at_each_look(
+        run,
+        monkeypatch,
+        lambda: ends("preemption", requeued=True),  # before it could see the stop file
+        lambda: fake_slurm.knows("101", "running"),
+        lambda: ends("asked", requeued=False),
+    )
     cancel(status_of(run), "101", now=False)
     assert seen == [True, True, True]
 
