@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -32,6 +33,9 @@ err = Console(stderr=True, highlight=False)
 
 SECONDS_BETWEEN_LINES = 10.0
 """How often a log, which has no use for bars, is told how far something is."""
+
+_WAKE_SECONDS = 0.2
+"""How long a Ctrl-C may go unseen that came between a question and the wait for its answer."""
 
 EXIT_CODE_FILE = "LORA_DPO_EXIT_CODE_FILE"
 """Environment variable with a file for the exit code, since `accelerate launch` turns every failure into 1.
@@ -111,6 +115,22 @@ def replace_what_cannot_be_shown() -> None:
     """Lets stdout show a question mark for what its encoding does not have, such as an emoji in Latin-1."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+
+
+@contextmanager
+def interrupts_are_seen() -> Iterator[None]:
+    """Lets Ctrl-C interrupt `input` whenever it comes.
+
+    Python notes a signal and acts on it when the call that waits for keys is interrupted. One that comes after the
+    prompt is shown and before that call has begun would wait for the next key; so the call is woken again and again.
+    """
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, _WAKE_SECONDS, _WAKE_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +12,7 @@ from rich.console import Console
 
 from lora_dpo import console
 from lora_dpo.console import disk_full_error
-from tests.process import run_python
+from tests.process import ROOT, run_python
 
 PROGRAM = """
 import sys
@@ -19,6 +23,24 @@ set_up_logging(debug=debug)
 with errors_end_the_program(debug=debug):
     {body}
 print("the end")
+"""
+
+
+WAITS = """
+import signal, sys, threading
+from lora_dpo.console import interrupts_are_seen
+
+def take_interrupts():
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Event().wait()
+
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+threading.Thread(target=take_interrupts, daemon=True).start()
+try:
+    with interrupts_are_seen():
+        input("> ")
+except KeyboardInterrupt:
+    print(signal.getsignal(signal.SIGALRM) is signal.SIG_DFL, signal.getitimer(signal.ITIMER_REAL))
 """
 
 
@@ -52,6 +74,15 @@ def test_debug_shows_where_the_mistake_was_found(run) -> None:
     assert result.returncode == 2
     assert "Traceback" in result.stderr
     assert result.stderr.endswith("take 4\n")
+
+
+def test_an_interrupt_that_does_not_wake_the_wait_for_an_answer_is_seen(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", WAITS], cwd=tmp_path, env=env, **pipes) as waiting:
+        assert waiting.stdout.read(2) == "> "
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.stdout.read() == "True (0.0, 0.0)\n"
 
 
 def test_a_program_without_mistakes_runs_on(run) -> None:

@@ -11,7 +11,7 @@ import typer
 from rich.filesize import decimal
 from rich.table import Table
 
-from lora_dpo.console import err, note, out, show_error
+from lora_dpo.console import err, interrupts_are_seen, note, out, show_error
 from lora_dpo.credentials import load_token
 from lora_dpo.errors import UserError
 from lora_dpo.hub.card import render_card
@@ -234,5 +234,7 @@ def _ask(plan: Plan, manner: Manner) -> None:
         return
     if not sys.stdin.isatty():
         raise UserError("Nobody is there to be asked whether to publish this.", fix="Add --yes.")
-    if not typer.confirm(f"Publish this as {plan.user}?", err=True):
+    with interrupts_are_seen():
+        agreed = typer.confirm(f"Publish this as {plan.user}?", err=True)
+    if not agreed:
         raise UserError("Nothing was published.")

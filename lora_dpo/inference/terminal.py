@@ -9,7 +9,7 @@ import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from lora_dpo.console import out, show_error
+from lora_dpo.console import interrupts_are_seen, out, show_error
 from lora_dpo.errors import UserError, did_you_mean
 from lora_dpo.inference.chat_model import ChatModel
 from lora_dpo.inference.conversation import Conversation, Question
@@ -57,7 +57,9 @@ class Terminal:
         with suppress(EOFError, KeyboardInterrupt):
             while True:
                 out.print()
-                self._take(input(prompt))
+                with interrupts_are_seen():
+                    line = input(prompt)
+                self._take(line)
         out.print()
 
     def _take(self, line: str) -> None:

@@ -7,7 +7,7 @@ import time
 
 import click
 
-from lora_dpo.console import out, show_error
+from lora_dpo.console import interrupts_are_seen, out, show_error
 from lora_dpo.errors import UserError
 from lora_dpo.inference.wrapping import printable
 from lora_dpo.ui.desk import Desk, Showing
@@ -140,7 +140,7 @@ class CollectTerminal:
         return True
 
     def _ask_comment(self) -> None:
-        with contextlib.suppress(EOFError):
+        with contextlib.suppress(EOFError), interrupts_are_seen():
             self._comment = printable(input("Comment: ")).strip()
         _say("It is stored with your vote." if self._comment else "No comment.")
 
