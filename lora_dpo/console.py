@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TypeVar
+from types import FrameType
+from typing import NoReturn, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -143,14 +144,24 @@ def errors_end_the_program(*, debug: bool = False) -> Iterator[None]:
     Raises:
         SystemExit: With the exit code 2 for a mistake, 130 for Ctrl-C.
     """
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell lets background jobs ignore it
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     except KeyboardInterrupt:
-        err.print("Interrupted.")
-        _exit(130)
+        _exit_interrupted()
     except Exception as error:
         mistake = error if isinstance(error, UserError) else disk_full_error(error)
         if mistake is None:
+            if interrupted and not debug:  # within a call of torch the KeyboardInterrupt may become a ValueError
+                _exit_interrupted()
             leave_exit_code(1)  # so that what ends without one is known to have been killed
             leave_failure(f"{type(error).__name__}: {error}", traceback.format_exc())
             raise
@@ -220,7 +231,12 @@ def failures_told(file: Path) -> tuple[Failure, ...]:
     return tuple(sorted(failures, key=lambda failure: failure.time))
 
 
-def _exit(code: int, message: str = "") -> None:
+def _exit_interrupted() -> NoReturn:
+    err.print("Interrupted.")
+    _exit(130)
+
+
+def _exit(code: int, message: str = "") -> NoReturn:
     leave_exit_code(code, message)
     if message:
         leave_failure(message)

@@ -95,7 +95,7 @@ def align(recipe: Recipe, *, overwrite: bool = False) -> Path:
         log = TrainingLog(run.metrics, setting.plan.global_batch, setting.prepared.unit)
         session = Session(recipe, setting.data_hashes, origin, checkpoints, log, stop, start)
         first_step = _AfterFirstStep(run.discard_replaced)
-        with _leaves_word(run), _old_results_kept_until(first_step, run, start):
+        with _leaves_word(run, stop), _old_results_kept_until(first_step, run, start):
             trainer = _train(run, setting, loaded, session, first_step)
             report = _evaluate(run, setting, trainer, origin)
             on_first(lambda: _finish(run, report, checkpoints))
@@ -231,13 +231,14 @@ def _write(run: RunFolder, report: Report) -> None:
 
 
 @contextmanager
-def _leaves_word(run: RunFolder) -> Iterator[None]:
+def _leaves_word(run: RunFolder, stop: StopRequests) -> Iterator[None]:
     """Writes down why a run that was asked to leave did so."""
     try:
         yield
-    except Stopped as stopped:
-        if is_main_process():
-            write_json(run.stopped, stopped.as_json())
+    except BaseException as error:
+        cause = stop.cause_of(error)
+        if isinstance(cause, Stopped) and is_main_process():
+            write_json(run.stopped, cause.as_json())
         raise
 
 

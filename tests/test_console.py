@@ -54,6 +54,13 @@ def run(tmp_path: Path):
     return run
 
 
+DISGUISED = """
+    import signal
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except BaseException:
+        raise ValueError("shape?") from None
+"""
 MISTAKE = "raise UserError('the [bold] value 3', why='it is odd', fix='take 4', where='x.yaml:7')"
 
 
@@ -101,6 +108,12 @@ def test_a_bug_keeps_its_traceback_and_code_1(run) -> None:
     assert result.returncode == 1
     assert "Traceback" in result.stderr
     assert "KeyError: 'key'" in result.stderr
+
+
+def test_ctrl_c_that_a_library_turns_into_an_error_of_its_own_ends_with_130(run) -> None:
+    result = run(DISGUISED)
+    assert (result.returncode, result.stderr) == (130, "Interrupted.\n")
+    assert "ValueError: shape?" in run(DISGUISED, "--debug").stderr
 
 
 def test_ctrl_c_ends_with_130(run) -> None:

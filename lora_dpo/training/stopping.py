@@ -116,6 +116,7 @@ class StopRequests:
         self._file = file
         self._asked = 0
         self._deferred = self._leaving = self._alone = False
+        self._raised: BaseException | None = None
         self._made: tuple[int, int] | None = None
         self._over = threading.Event()
         self._before: dict[int, Any] = {}
@@ -134,15 +135,25 @@ class StopRequests:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Removes the stop file where it was heeded, and gives the signals back."""
+        """Removes the stop file where it was heeded, gives the signals back, and raises what became another error."""
         self._over.set()
-        if isinstance(error, Stopped) and self._file is not None and self._file.exists():
+        cause = self.cause_of(error)
+        if isinstance(cause, Stopped) and self._file is not None and self._file.exists():
             if self._alone and _together():  # the others have to see it too, before they miss this process
                 time.sleep(2 * _LOOKS_EACH_SECONDS)
             if is_main_process():
                 self._file.unlink(missing_ok=True)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if cause is not None and cause is not error:
+            raise cause
+
+    def cause_of(self, error: BaseException | None) -> BaseException | None:
+        """Returns what a signal has raised where that has become another error on its way, or the error.
+
+        What is raised within a call of torch or safetensors may come out of it as a `ValueError` of theirs.
+        """
+        return self._raised if self._raised is not None and isinstance(error, Exception) else error
 
     @contextmanager
     def in_the_loop(self) -> Iterator[None]:
@@ -189,11 +200,13 @@ class StopRequests:
         if self._leaving:
             return
         if number == signal.SIGINT and not self._deferred:
-            raise KeyboardInterrupt
+            self._raised = KeyboardInterrupt()
+            raise self._raised
         self._asked = self._asked or _BY_SIGNAL[signal.Signals(number)]
         if not self._deferred:
             self._alone = True
-            raise self.stopped(self._asked)
+            self._raised = self.stopped(self._asked)
+            raise self._raised
 
     def _watch(self, file: Path) -> None:
         while not self._over.wait(_LOOKS_EACH_SECONDS):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from lora_dpo.training.stopping import REASONS, Deadline, Stopped, StopRequests
 from tests.process import run_python
@@ -20,6 +21,20 @@ def file(tmp_path: Path) -> Path:
 def send(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
     time.sleep(0.01)  # Python calls the handler between two of its own instructions
+
+
+class InTheMiddle:
+    """What torch asks for its length, and takes for a number when that is interrupted."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self._number = number
+
+    def __len__(self) -> int:
+        send(self._number)
+        return 0
+
+    def __getitem__(self, place: int) -> float:
+        raise IndexError
 
 
 @pytest.mark.parametrize(
@@ -42,6 +57,18 @@ def test_a_signal_outside_of_the_loop_ends_at_once(file: Path) -> None:
         send(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), StopRequests(file):
         send(signal.SIGINT)
+
+
+def test_a_signal_that_torch_turns_into_an_error_of_its_own_is_still_heard(file: Path) -> None:
+    with pytest.raises(Stopped, match="Stopped by SIGUSR1"), StopRequests(file) as stop:
+        with pytest.raises(ValueError, match="could not determine the shape") as disguised:
+            torch.asarray(InTheMiddle(signal.SIGUSR1))
+        assert isinstance(stop.cause_of(disguised.value), Stopped)
+        raise disguised.value
+    with pytest.raises(KeyboardInterrupt), StopRequests(file):
+        torch.asarray(InTheMiddle(signal.SIGINT))
+    with pytest.raises(ValueError, match="another"), StopRequests(file):
+        raise ValueError("another")
 
 
 KILLED_WITH_THE_OTHERS = """
