@@ -5,11 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 PATIENCE = 1800.0
 """Seconds after which what has not come will not come any more, however busy the machine is."""
+
+
+def wait_until(condition: Callable[[], T], seconds_between_looks: float = 0.05) -> T:
+    """Waits until something is true, and returns it."""
+    end = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(seconds_between_looks)
+    return found
 
 
 def run_python(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

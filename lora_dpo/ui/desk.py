@@ -53,17 +53,26 @@ class Progress:
     Attributes:
         done: Questions that this person need not answer (any more).
         total: All questions that can be asked.
+        with_others: Questions that this person would be asked if others were not reading their answers.
         left_out: Questions that cannot be asked, and why.
     """
 
     done: int
     total: int
+    with_others: int
     left_out: dict[str, str]
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing is left."""
         return self.done >= self.total
+
+    @property
+    def waits_for(self) -> str:
+        """What is to be said to somebody who is asked nothing although something is left."""
+        if self.with_others == self.total - self.done:
+            return "Others are reading what is left ..."
+        return "The answers are being written ..."
 
 
 class Desk:
@@ -192,8 +201,10 @@ class Desk:
     def _progress(self, annotator: str) -> Progress:
         voters = self._voters()
         asked = [question for question in self._questions if question not in self._left_out]
-        done = sum(self._is_done(voters.get(question, {}), annotator) for question in asked)
-        return Progress(done, len(asked), dict(self._left_out))
+        left = [question for question in asked if not self._is_done(voters.get(question, {}), annotator)]
+        drafted = len(self._by_question().keys() & set(left))
+        with_others = drafted - len(self._open(annotator))
+        return Progress(len(asked) - len(left), len(asked), with_others, dict(self._left_out))
 
     def _is_done(self, voters: dict[str, str], annotator: str) -> bool:
         return annotator in voters or sum(choice != "skip" for choice in voters.values()) >= self.votes

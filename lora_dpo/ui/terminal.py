@@ -65,12 +65,13 @@ class CollectTerminal:
 
     def _next(self) -> Showing | None:
         showing = self._desk.next(self._annotator, timeout_seconds=0.1)
-        if showing is not None or self._desk.progress(self._annotator).is_complete:
+        progress = self._desk.progress(self._annotator)
+        if showing is not None or progress.is_complete:
             return showing
         if not out.is_terminal or out.is_dumb_terminal:
-            _say("The answers are being written ...")
+            _say(progress.waits_for)
             return self._desk.next(self._annotator)
-        with out.status("The answers are being written ..."):
+        with out.status(progress.waits_for):
             return self._desk.next(self._annotator)
 
     def _vote_on(self, showing: Showing) -> bool:

@@ -56,8 +56,7 @@ SIGNAL_AND_WAIT = """
 import os, signal, sys, time
 from pathlib import Path
 os.kill(os.getppid(), signal.{name})
-deadline = time.monotonic() + 60
-while not Path(sys.argv[1]).exists() and time.monotonic() < deadline:
+while not Path(sys.argv[1]).exists():
     time.sleep(0.05)
 raise SystemExit(5 if Path(sys.argv[1]).read_text() == "{reason}" else 6)
 """
@@ -75,13 +74,28 @@ def test_the_first_signal_becomes_the_stop_file_and_the_handlers_come_back(
     assert "LORA_DPO_EXIT_CODE_FILE" not in os.environ
 
 
+SIGNAL_ONCE = f"""
+import os, signal, time
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep({PATIENCE})
+"""
+SIGNAL_TWICE = f"""
+import os, signal, sys, time
+from pathlib import Path
+os.kill(os.getppid(), signal.SIGTERM)
+while not Path(sys.argv[1]).exists():
+    time.sleep(0.05)
+{SIGNAL_ONCE}
+"""
+
+
 @pytest.mark.parametrize("known", [False, True])
 def test_the_second_signal_or_one_before_there_is_a_run_ends_the_training(known: bool, run: RunFolder, capfd) -> None:
     if known:
         run.create(RECIPE, overwrite=False)
         run.stop_file.write_text("of an earlier process", encoding="utf-8")  # is taken away
-    child = "import os, signal, time\n" + (1 + known) * "os.kill(os.getppid(), signal.SIGTERM); time.sleep(1)\n"
-    code = run_launch(Launch("single", 1, [sys.executable, "-c", child + "time.sleep(100)"]), run)
+    child = [sys.executable, "-c", SIGNAL_TWICE if known else SIGNAL_ONCE, str(run.stop_file)]
+    code = run_launch(Launch("single", 1, child), run)
     said = capfd.readouterr().err
     if known:
         assert code == 128 + signal.SIGTERM

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from tests.hub.conftest import TOKEN
 from tests.hub.faults import Fault
 from tests.hub.folders import contents, model, package
 from tests.hub.server import Hub
-from tests.process import ROOT, lora_dpo, run_python
+from tests.process import ROOT, lora_dpo, run_python, wait_until
 from tests.small import preferences
 from tests.test_recipes import overrides_for
 
@@ -53,11 +52,12 @@ def test_killed_while_it_uploads_it_leaves_nothing_and_goes_on(
     env = {**os.environ, **environment, "PYTHONPATH": str(ROOT)}
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log)
-        deadline = time.monotonic() + 240
-        while len(hub.uploaded) < 2 or hub.requests.count("upload") < 3:
+
+        def half_way() -> bool:
             assert process.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+            return len(hub.uploaded) >= 2 and hub.requests.count("upload") >= 3
+
+        wait_until(half_way)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     assert hub.files("me/model") == {}

@@ -158,17 +158,18 @@ def test_the_earlier_of_two_deadlines_counts(monkeypatch: pytest.MonkeyPatch) ->
     assert REASONS[Deadline.of(0.5).reason] == "train.max_hours"
 
 
-def test_the_time_to_leave_follows_what_was_measured() -> None:
+def test_the_time_to_leave_follows_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A minute is set aside for a save until one was measured; then one and a half steps and two saves."""
-    deadline = Deadline(end=time.time() + 119.0)
+    monkeypatch.setattr("lora_dpo.training.stopping.time.time", lambda: 1000.0)
+    deadline = Deadline(end=1119.0)
     assert deadline.is_near()
     deadline.saved(5.0)
     assert not deadline.is_near()
     deadline.saved(4.0)
     deadline.step_seconds = 10.0
-    deadline.end = time.time() + 26.0
+    deadline.end = 1026.0
     assert not deadline.is_near()
-    deadline.end = time.time() + 24.0
+    deadline.end = 1024.0
     assert deadline.is_near()
 
 

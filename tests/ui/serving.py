@@ -19,7 +19,7 @@ from typing import Any
 from lora_dpo.ui.web.app import Site, application
 from lora_dpo.ui.web.guard import LOOPBACK, Password
 from lora_dpo.ui.web.serve import server_of
-from tests.process import ROOT
+from tests.process import PATIENCE, ROOT
 
 
 class Client:
@@ -115,7 +115,7 @@ class Server:
         assert found is not None, line
         self.port = int(found[1])
         self.client = Client(self.port, found[2])
-        end = time.monotonic() + 300
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             try:
                 self.client.enter()

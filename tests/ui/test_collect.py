@@ -110,7 +110,7 @@ def test_in_tmux(asked: Path) -> None:
         subprocess.run([*tmux, "send-keys", "-t", "it", *words], check=True)
 
     def wait_for(text: str) -> str:
-        end = time.monotonic() + 300
+        end = time.monotonic() + PATIENCE
         while True:
             shown = subprocess.run([*tmux, "capture-pane", "-p", "-t", "it"], capture_output=True, text=True).stdout
             if text in shown:

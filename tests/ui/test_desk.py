@@ -17,6 +17,7 @@ from lora_dpo.ui.questions import SCIENCE, read_questions
 from lora_dpo.ui.sides import Side
 from lora_dpo.ui.statistics import summary
 from lora_dpo.ui.store import Store, Vote
+from tests.process import wait_until
 from tests.ui.conftest import SAMPLING
 
 QUESTIONS = [user(text) for text in ("Do bats see?", "Is glass liquid?", "Why is the sky blue?", "What do bulls hate?")]
@@ -35,13 +36,6 @@ def desk_of(work: Path):
 
 def vote(desk: Desk, showing: Showing, annotator: str, choice: str = "left") -> bool:
     return desk.vote(Vote(showing.ticket, showing.draft, choice, annotator, 5.0))  # type: ignore[arg-type]
-
-
-def wait_until(condition, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def all_of(desk: Desk, annotator: str) -> list[str]:
@@ -76,9 +70,7 @@ def test_drafts_are_written_ahead_and_not_without_end(desk_of) -> None:
     with desk_of([user(f"Question {n}?") for n in range(12)]).open("ann") as desk:
         waiting = desk._by_question
         wait_until(lambda: len(waiting()) == AHEAD + 1)
-        start = time.monotonic()
-        assert desk.next("ann") is not None
-        assert time.monotonic() - start < 5  # it was there
+        assert desk.next("ann", timeout_seconds=0) is not None  # it was there
         time.sleep(0.5)
         assert len(waiting()) == AHEAD + 1
         vote(desk, desk.next("ann"), "ann")
@@ -117,6 +109,18 @@ def test_who_leaves_keeps_nothing_from_others(desk_of) -> None:
             assert other.next("bob").draft != held
     with desk_of().open() as other:
         assert other.next("bob").draft == held
+
+
+def test_who_waits_is_told_what_for(desk_of) -> None:
+    with desk_of().open() as desk:
+        for _ in range(3):
+            vote(desk, desk.next("ann"), "ann")
+        last = desk.next("ann")
+        assert desk.next("bob", timeout_seconds=0) is None
+        assert desk.progress("bob").waits_for == "Others are reading what is left ..."
+        assert desk.progress("ann").with_others == 0
+        vote(desk, last, "ann")
+        assert desk.progress("bob").is_complete
 
 
 def test_who_does_not_vote_for_long_keeps_nothing_from_others(desk_of, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from lora_dpo.ui.web.collecting import collect_site
 from lora_dpo.ui.web.comparing import compare_site, drawn_order
 from lora_dpo.ui.web.guard import Password
 from lora_dpo.ui.web.serve import Address, serve
-from tests.process import PATIENCE, lora_dpo
+from tests.process import PATIENCE, lora_dpo, wait_until
 from tests.ui.serving import Client, Server, served
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \x00\x1b[2J\u202e & \"'"
@@ -388,10 +388,7 @@ def test_an_answer_that_nobody_waits_for_any_more_is_not_written(work: Path, tun
         connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
         assert b"text" in connection.recv(4096) + connection.recv(4096)
         connection.close()
-        end = time.monotonic() + 300
-        while any(thread.name == "answer" for thread in threading.enumerate()):
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        wait_until(lambda: all(thread.name != "answer" for thread in threading.enumerate()))
 
 
 @pytest.mark.slow

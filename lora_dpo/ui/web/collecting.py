@@ -33,7 +33,8 @@ def collect_site(desk: Desk, annotator: str | None) -> Site:
     def next_for(name: str) -> dict[str, Any]:
         showing = desk.next(name, _WAIT_SECONDS)
         if showing is None:
-            return standing(name)
+            progress = desk.progress(name)
+            return {"progress": asdict(progress), "waits_for": progress.waits_for}
         shown = {
             "ticket": showing.ticket,
             "pair": showing.draft.id,

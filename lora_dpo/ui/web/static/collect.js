@@ -33,7 +33,7 @@ async function next() {
     const found = await send("api/next", { annotator: name });
     if (found.showing) return show(found.showing, found.progress);
     if (found.progress.done >= found.progress.total) return finished(found.progress);
-    $("main").replaceChildren(...head(found.progress), make("p", { class: "empty waiting" }, "The answers are being written ..."));
+    $("main").replaceChildren(...head(found.progress), make("p", { class: "empty waiting" }, found.waits_for));
   }
 }
 
