@@ -100,7 +100,7 @@ def _as_it_began(words: Sequence[str]) -> Sequence[str]:
     folder = RunSection.model_fields["folder"].default
     with suppress(UserError):
         folder = load_recipe(words[0], words[1:]).run.folder
-    kept = sorted(Path(folder).glob(f"*/slurm/{kept_recipe()}"))
+    kept = sorted(Path(folder).glob(f"*/slurm/{kept_recipe(os.environ['SLURM_JOB_ID'])}"))
     return [str(kept[0])] if len(kept) == 1 else words
 
 

@@ -100,9 +100,9 @@ class Job:
         return [event for event in events if event.get("job") == self.id]
 
 
-def kept_recipe() -> str:
-    """Returns the name of the file with this job's recipe, in the folder `slurm` of its run."""
-    return f"recipe-{os.environ.get('SLURM_JOB_ID', '0')}.yaml"
+def kept_recipe(job: str) -> str:
+    """Returns the name of the file with a job's recipe, in the folder `slurm` of its run."""
+    return f"recipe-{job}.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ class TrainingJob:
 
     def freeze(self) -> Path:
         """Keeps the recipe as the job has read it, for its other processes and for when it is started again."""
-        file = RunFolder.of(self.whole).slurm / kept_recipe()
+        file = RunFolder.of(self.whole).slurm / kept_recipe(self.job.id)
         write_text(file, _KEPT_HEAD + to_yaml(self.whole))
         return file
 

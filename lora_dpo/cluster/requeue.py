@@ -128,7 +128,8 @@ def decide(attempt: Attempt, earlier: Iterable[Attempt], policy: Policy) -> Deci
         why = f"It has been started again {counted - 1} times ({MAX_RESTARTS}={policy.max_restarts}): it is given up."
         return Decision("stop", f"{attempt.words} {why}", code or STOPPED_EXIT_CODE)
     if policy.mode == "never":
-        return Decision("stop", f"{attempt.words} {MODE}=never: submit it again to go on.", code or STOPPED_EXIT_CODE)
+        why = f"No other start is planned ({MODE}=never): submit it again to go on."
+        return Decision("stop", f"{attempt.words} {why}", code or STOPPED_EXIT_CODE)
     if policy.mode == "chain":
         return Decision("chain", f"{attempt.words} The next job of the chain goes on.", code or STOPPED_EXIT_CODE)
     return Decision("requeue", attempt.words, code or STOPPED_EXIT_CODE)
