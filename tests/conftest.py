@@ -8,8 +8,15 @@ import uuid
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).parent.parent
+
+# The same examples each time, so that a test which fails has been broken; `--hypothesis-profile=explore` tries others.
+NOT_WRONG = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("explore", deadline=None, suppress_health_check=NOT_WRONG)
+settings.register_profile("same", settings.get_profile("explore"), derandomize=True)
+settings.load_profile("same")
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook

@@ -37,7 +37,7 @@ def run_with(folder: Path, name: str, count: int, split: Split) -> str:
 
 
 @given(before=st.integers(5, 60), more=st.integers(0, 60), seed=st.integers(0, 5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_question_never_changes_its_side(before: int, more: int, seed: int) -> None:
     split = Split(test=0.2, validation=0.1, seed=seed)
     first = divided(before, split)

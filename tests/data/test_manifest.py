@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_dpo.data.manifest import (
@@ -59,7 +59,6 @@ SKY = Question(
 
 
 @given(splits=splits_of(pairs))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_pairs_come_back_as_they_were(tmp_path, splits):
     path = tmp_path / "data" / "pairs.jsonl"
     write_pairs(path, splits)
@@ -85,7 +84,6 @@ def test_a_written_line_is_a_readable_row(tmp_path, pair):
 
 
 @given(splits=splits_of(questions))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_questions_come_back_as_they_were(tmp_path, splits):
     path = tmp_path / "data" / "questions.jsonl"
     write_questions(path, splits)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_dpo.data.manifest import split_manifest
@@ -43,7 +43,6 @@ fractions = st.tuples(st.floats(0, 0.6), st.floats(0, 0.39)).filter(lambda pair:
 
 
 @given(names=group_names, fraction=fractions, seed=st.integers(0, 100), rng=st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_invariants(names, fraction, seed, rng):
     pairs = [made(name, str(i)) for i, name in enumerate(names)]
     split = Split(test=fraction[0], validation=fraction[1], seed=seed)
@@ -217,7 +216,6 @@ def folded(pairs, folds: int, limit=None, **split):
     validation=st.floats(0, 0.3),
     data=st.data(),
 )
-@settings(deadline=None)
 def test_invariants_of_folds(names, seed, validation, data):
     folds = data.draw(st.integers(2, len(names)))
     pairs = [made(name, str(i)) for name in names for i in range(2)]

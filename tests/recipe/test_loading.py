@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_dpo import resources
@@ -298,7 +298,7 @@ def test_a_commit_that_looks_like_a_number_stays_a_text(recipe) -> None:
     assert recipe(to_yaml(loaded)).model.revision == "12e4"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(st.fixed_dictionaries({}, optional=VALUES))
 def test_a_recipe_is_the_same_after_being_written_and_read(tmp_path: Path, values: dict[str, Any]) -> None:
     source, resolved = tmp_path / "recipe.yaml", tmp_path / "resolved.yaml"

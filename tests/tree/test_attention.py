@@ -47,7 +47,7 @@ def test_by_hand() -> None:
     window=st.sampled_from([None, 1, 2, 3, 7]),
     softcap=st.sampled_from([None, 0.7]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_forest(
     heads: tuple[int, int], forest: Forest, price: int, window: int | None, softcap: float | None
 ) -> None:
@@ -178,7 +178,6 @@ def test_a_softcap_is_never_fused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(forest=forests(), window=st.sampled_from([None, 1, 2, 3, 50]))
-@settings(deadline=None)
 def test_dense_mask(forest: Forest, window: int | None) -> None:
     tree = Tree.of(forest)
     assert torch.equal(tree.dense_mask(window), seen(forest, window))
@@ -188,7 +187,6 @@ def test_dense_mask(forest: Forest, window: int | None) -> None:
 
 
 @given(forest=forests(), price=st.sampled_from([0, 5, OVERHEAD]))
-@settings(deadline=None)
 def test_a_tree_is_its_forest_as_one_row(forest: Forest, price: int) -> None:
     with overhead(price):
         tree = Tree.of(forest)

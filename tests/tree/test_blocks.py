@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_dpo.tree.blocks import OVERHEAD, Block, chains, plan_blocks
@@ -40,7 +40,6 @@ def check(blocks: list[Block], forest: Forest) -> None:
 
 
 @given(forest=forests())
-@settings(deadline=None)
 def test_chains_are_the_unbranched_pieces(forest: Forest) -> None:
     found = chains(forest)
     check(found, forest)
@@ -50,7 +49,6 @@ def test_chains_are_the_unbranched_pieces(forest: Forest) -> None:
 
 
 @given(forest=forests(), price=overheads)
-@settings(deadline=None)
 def test_a_plan_covers_the_forest_and_costs_no_more_than_chains(forest: Forest, price: int) -> None:
     with overhead(price):
         plan = planned(forest)
@@ -60,7 +58,6 @@ def test_a_plan_covers_the_forest_and_costs_no_more_than_chains(forest: Forest, 
 
 
 @given(sequences=token_lists(), price=overheads)
-@settings(deadline=None)
 def test_one_tree_costs_no_more_than_as_one_block(sequences: list[list[int]], price: int) -> None:
     forest = build_forest([[5], *([5, *sequence] for sequence in sequences)])
     with overhead(price):
@@ -77,7 +74,6 @@ def test_a_forest_costs_no_more_than_as_one_block() -> None:
 
 
 @given(sequences=token_lists(), price=overheads)
-@settings(deadline=None)
 def test_no_run_of_trees_is_cheaper_as_one_block(sequences: list[list[int]], price: int) -> None:
     forest = build_forest(sequences)
     with overhead(price):

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_dpo.tree.chunks import cut_question
@@ -11,7 +11,6 @@ from tests.tree.preferences import data_sets, distinct_tokens, entangled
 @given(
     pairs=data_sets() | entangled(), most=st.integers(1, 6), tokens=st.sampled_from([None, 1, 6, 12, 40]),
 )  # fmt: skip
-@settings(deadline=None)
 def test_chunks(pairs: list[PairTokens], most: int, tokens: int | None) -> None:
     members = [index for index, pair in enumerate(pairs) if pair.group == pairs[0].group]
     found = list(cut_question(members, pairs, most, tokens))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -89,7 +89,6 @@ def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @given(batch=batches())
-@settings(deadline=None)
 def test_scores_are_those_of_each_sequence_for_itself(batch: tuple[Tensor, Tensor, Tensor]) -> None:
     found = scored_tree(*batch)
     hidden = states_of_nodes(found).requires_grad_()
@@ -111,7 +110,6 @@ def test_scores_are_those_of_each_sequence_for_itself(batch: tuple[Tensor, Tenso
 
 
 @given(batch=batches())
-@settings(deadline=None)
 def test_every_distinct_edge_and_parent_is_there_once(batch: tuple[Tensor, Tensor, Tensor]) -> None:
     ids, present, scored = (part.bool() if i else part for i, part in enumerate(batch))
     found = scored_tree(*batch)

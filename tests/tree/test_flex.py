@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -60,7 +60,6 @@ def tables(mask: BlockMask) -> tuple[Tensor, Tensor]:
 
 
 @given(forest=forests(), window=st.sampled_from(WINDOWS), tile=st.sampled_from([1, 2, 4]))
-@settings(deadline=None)
 def test_elements_and_tiles(forest: Forest, window: int | None, tile: int) -> None:
     with tiles_of(tile):
         mask = block_mask(Tree.of(forest), window)

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_dpo.tree.forest import build_forest
@@ -34,7 +34,6 @@ def test_no_tokens(sequences: list[list[int]]) -> None:
 
 
 @given(sequences=token_lists())
-@settings(deadline=None)
 def test_every_path_reads_back_its_sequence(sequences: list[list[int]]) -> None:
     forest = build_forest(sequences)
     assert [forest.ids[path].tolist() for path in forest.paths] == sequences
@@ -43,7 +42,6 @@ def test_every_path_reads_back_its_sequence(sequences: list[list[int]]) -> None:
 
 
 @given(sequences=token_lists())
-@settings(deadline=None)
 def test_every_distinct_prefix_is_one_node(sequences: list[list[int]]) -> None:
     forest = build_forest(sequences)
     prefixes = {tuple(sequence[: end + 1]) for sequence in sequences for end in range(len(sequence))}
@@ -55,7 +53,6 @@ def test_every_distinct_prefix_is_one_node(sequences: list[list[int]]) -> None:
 
 
 @given(sequences=token_lists())
-@settings(deadline=None)
 def test_depth_counts_the_ancestors(sequences: list[list[int]]) -> None:
     forest = build_forest(sequences)
     for node, parent in enumerate(forest.parent.tolist()):
@@ -64,7 +61,6 @@ def test_depth_counts_the_ancestors(sequences: list[list[int]]) -> None:
 
 
 @given(sequences=token_lists())
-@settings(deadline=None)
 def test_nodes_are_in_depth_first_order(sequences: list[list[int]]) -> None:
     forest = build_forest(sequences)
     ends = forest.subtree_end.tolist()
@@ -79,7 +75,6 @@ def test_nodes_are_in_depth_first_order(sequences: list[list[int]]) -> None:
 
 
 @given(sequences=token_lists())
-@settings(deadline=None)
 def test_one_vector_describes_the_mask(sequences: list[list[int]]) -> None:
     forest = build_forest(sequences)
     keys = np.arange(len(forest))
@@ -88,7 +83,6 @@ def test_one_vector_describes_the_mask(sequences: list[list[int]]) -> None:
 
 
 @given(sequences=token_lists(), rng=st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_the_order_of_the_input_does_not_matter(sequences: list[list[int]], rng: random.Random) -> None:
     order = rng.sample(range(len(sequences)), len(sequences))
     forest, again = build_forest(sequences), build_forest([sequences[i] for i in order])

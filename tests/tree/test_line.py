@@ -3,7 +3,7 @@ from __future__ import annotations
 from itertools import combinations, pairwise
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_dpo.tree.chunks import cut_question
@@ -32,7 +32,6 @@ lines = data_sets(max_size=9) | entangled()
 
 
 @given(pairs=lines)
-@settings(deadline=None)
 def test_tokens_of_every_run(pairs: list[PairTokens]) -> None:
     pairs, line = lined_up(pairs)
     assert len(line) == len(pairs)
@@ -42,7 +41,6 @@ def test_tokens_of_every_run(pairs: list[PairTokens]) -> None:
 
 
 @given(pairs=lines, most=st.integers(0, 80))
-@settings(deadline=None)
 def test_the_longest_run_within_a_budget(pairs: list[PairTokens], most: int) -> None:
     pairs, line = lined_up(pairs)
     for start in range(len(line)):
@@ -51,7 +49,6 @@ def test_the_longest_run_within_a_budget(pairs: list[PairTokens], most: int) -> 
 
 
 @given(pairs=lines, data=st.data())
-@settings(deadline=None)
 def test_no_other_cut_has_a_smaller_largest_part(pairs: list[PairTokens], data: st.DataObject) -> None:
     _, line = lined_up(pairs)
     parts = data.draw(st.integers(1, len(line)))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_dpo.tree.forest import Forest, build_forest
@@ -40,7 +40,6 @@ def test_packed_by_hand(sizes: list[int], capacity: int, rows: list[list[int]]) 
 
 
 @given(forest=forests(), capacity=st.integers(1, 20))
-@settings(deadline=None)
 def test_rows_hold_the_forest(forest: Forest, capacity: int) -> None:
     rows = lay_out(Tree.of(forest), capacity)
     count, length = rows.ids.shape

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import groupby
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_dpo.tree.pairs import PairTokens
@@ -35,7 +35,6 @@ plans = {"pairs": data_sets(), "shape": shapes, "seed": seeds, "by_group": st.bo
 
 
 @given(**plans, epoch=st.integers(0, 2))
-@settings(deadline=None)
 def test_every_pair_once_an_epoch(
     pairs: list[PairTokens], shape: Shape, seed: int | None, by_group: bool, tokens: int | None, epoch: int
 ) -> None:
@@ -48,7 +47,6 @@ def test_every_pair_once_an_epoch(
 
 
 @given(**plans, epoch=st.integers(0, 2))
-@settings(deadline=None)
 def test_every_step_is_cut_into_as_many_micro_batches(
     pairs: list[PairTokens], shape: Shape, seed: int | None, by_group: bool, tokens: int | None, epoch: int
 ) -> None:
@@ -66,7 +64,6 @@ def test_every_step_is_cut_into_as_many_micro_batches(
 
 
 @given(**plans, world_size=st.integers(1, 4), accumulation=st.integers(1, 5))
-@settings(deadline=None)
 def test_steps_do_not_depend_on_how_they_are_cut(
     pairs: list[PairTokens], shape: Shape, seed: int | None, by_group: bool, tokens: int | None,
     world_size: int, accumulation: int,
@@ -80,7 +77,6 @@ def test_steps_do_not_depend_on_how_they_are_cut(
 
 
 @given(**plans)
-@settings(deadline=None)
 def test_pairs_weigh_the_same(
     pairs: list[PairTokens], shape: Shape, seed: int | None, by_group: bool, tokens: int | None
 ) -> None:
@@ -93,7 +89,6 @@ def test_pairs_weigh_the_same(
 
 
 @given(**plans)
-@settings(deadline=None)
 def test_questions_weigh_the_same(
     pairs: list[PairTokens], shape: Shape, seed: int | None, by_group: bool, tokens: int | None
 ) -> None:
@@ -120,7 +115,6 @@ def test_weights_by_hand() -> None:
 
 
 @given(pairs=data_sets(), shape=shapes, seed=seeds)
-@settings(deadline=None)
 def test_a_question_stays_together_unless_a_step_ends(pairs: list[PairTokens], shape: Shape, seed: int | None) -> None:
     for epoch in range(2):
         order = [index for step in PairPlan(pairs, shape, seed=seed).steps(epoch) for index in step]
@@ -205,7 +199,6 @@ def test_the_order_is_seeded() -> None:
 
 
 @given(questions=st.lists(st.integers(0, 3), min_size=1, max_size=12), shape=shapes, epoch=st.integers(0, 2))
-@settings(deadline=None)
 def test_without_a_seed_the_order_is_kept(questions: list[int], shape: Shape, epoch: int) -> None:
     apart = PairPlan(pairs_of(questions), shape, seed=None, by_group=False)
     assert [index for step in apart.steps(epoch) for index in step] == list(range(len(questions)))
@@ -247,7 +240,6 @@ def test_no_pairs() -> None:
     pairs=data_sets(), world_size=st.integers(1, 3), per_process=st.integers(1, 4), more=st.integers(1, 3),
     seed=seeds,
 )  # fmt: skip
-@settings(deadline=None)
 def test_equally_many_pairs(
     pairs: list[PairTokens], world_size: int, per_process: int, more: int, seed: int | None
 ) -> None:
@@ -267,7 +259,6 @@ def test_equally_many_pairs(
     first=st.integers(1, 2), tokens=st.integers(1, 120), seed=st.sampled_from([0, 7]), by_group=st.booleans(),
     by_tokens=st.booleans(), epochs=st.integers(1, 3),
 )  # fmt: skip
-@settings(deadline=None)
 def test_accumulation_keeps_micro_batches_within_the_budget(
     pairs: list[PairTokens], global_batch: int, world_size: int, first: int, tokens: int, seed: int, by_group: bool,
     by_tokens: bool, epochs: int,

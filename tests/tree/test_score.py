@@ -166,7 +166,7 @@ def test_a_trained_head_without_bias_and_with_frozen_states() -> None:
     parents=st.integers(1, 6), edges=st.integers(0, 9), words=st.integers(1, 9), trained=st.booleans(),
     rows=st.integers(1, 7), elements=st.integers(1, 40), softcap=st.sampled_from([None, 0.8]),
 )  # fmt: skip
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_tiling(
     parents: int, edges: int, words: int, trained: bool, rows: int, elements: int, softcap: float | None
 ) -> None:

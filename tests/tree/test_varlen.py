@@ -39,7 +39,7 @@ def fresh_imports() -> Iterator[None]:
 
 @pytest.mark.parametrize("heads", HEADS)
 @given(forest=forests(), window=st.sampled_from([None, 1, 2, 3, 7]), softcap=st.sampled_from([None, 0.7]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_forest(heads: tuple[int, int], forest: Forest, window: int | None, softcap: float | None) -> None:
     parts = inputs(forest, heads)
     found = attended(varlen_attention, parts, Tree.of(forest), kernel=reference, window=window, softcap=softcap)

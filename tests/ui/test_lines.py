@@ -73,7 +73,7 @@ def test_a_torn_last_line_is_moved_aside_or_completed(tmp_path: Path, capsys, to
 
 
 @given(cut=st.integers(0, 200), texts=st.lists(st.text(max_size=20), min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_wherever_the_file_was_cut_whole_lines_stay(tmp_path_factory, cut: int, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("cut") / "x.jsonl"
     file = LineFile(path)

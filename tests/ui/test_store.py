@@ -201,7 +201,7 @@ def test_a_folder_is_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
         max_size=20,
     )
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_order_of_votes_and_undos_gives_what_stands(tmp_path_factory, actions: list[tuple[str, str, str]]) -> None:
     store = Store(tmp_path_factory.mktemp("any") / "prefs.jsonl")
     expected: list[tuple[str, str]] = []
