@@ -59,6 +59,7 @@ def main(
     from lora_dpo.console import err, out
     from lora_dpo.files import write_json
 
+    known = environment()  # before a folder here looks like a change
     with tempfile.TemporaryDirectory(prefix="merge-", dir=Path.cwd()) as place:
         folder = Path(place)
         base, adapter = make(folder, layers)
@@ -96,7 +97,7 @@ def main(
                 "peft_in_bfloat16_against_it": differences(folder / "peft-0", folder / "exact"),
             },
             "agreement": {key: ours[0][key] for key in ("top1_agreement", "kl_mean", "logp_max_abs", "untrained")},
-            "environment": environment(),
+            "environment": known,
         }
     write_json(output, entry)
     out.print_json(json.dumps(entry)) if as_json else out.print(_sentence(entry))
