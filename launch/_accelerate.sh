@@ -55,7 +55,8 @@ start_dpo() {
     shift
     [[ "${1:---}" != -* ]] || show_help "$@"
     gpus="$(gpu_count)"
-    start_dpo_on "$strategy" "${PROCESSES:-$((gpus ? gpus : 2))}" -- "$@"
+    # Port 0 is any free one: others may train on this machine.
+    start_dpo_on "$strategy" "${PROCESSES:-$((gpus ? gpus : 2))}" --main_process_port 0 -- "$@"
 }
 
 # start_dpo_on STRATEGY PROCESSES [FLAGS of accelerate launch] -- RECIPE [section.key=value ...]

@@ -163,7 +163,9 @@ def test_a_dry_run_prints_the_command_and_writes_nothing(small: Path) -> None:
     assert (prompt, Path(command[0]).name, command[1]) == ("$", "accelerate", "launch")
     assert threads.startswith("OMP_NUM_THREADS=")
     assert command[command.index("--config_file") + 1].endswith("/accelerate_configs/ddp.yaml")
-    assert result.stderr.endswith(" --num_processes 2 -m lora_dpo.dpo small.yaml train.epochs=2\n")
+    assert result.stderr.endswith(
+        " --num_processes 2 --main_process_port 0 -m lora_dpo.dpo small.yaml train.epochs=2\n"
+    )
     assert sorted(small.rglob("*")) == before
 
 

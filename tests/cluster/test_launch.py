@@ -38,43 +38,44 @@ def gpus(monkeypatch: pytest.MonkeyPatch):
 
 ARGUMENTS = ["mine.yaml", "train.epochs=2"]
 LAUNCH = "OMP_NUM_THREADS=1 accelerate launch --quiet --config_file accelerate_configs"
+ANY_PORT = "--main_process_port 0"
 TRAINING = "-m lora_dpo.dpo mine.yaml train.epochs=2"
 GOLDEN = {
     ("auto", "lora", 0): ("single", 1, f"{LAUNCH}/single.yaml {TRAINING}"),
     ("auto", "lora", 1): ("single", 1, f"{LAUNCH}/single.yaml {TRAINING}"),
-    ("auto", "lora", 4): ("ddp", 4, f"{LAUNCH}/ddp.yaml --num_processes 4 {TRAINING}"),
+    ("auto", "lora", 4): ("ddp", 4, f"{LAUNCH}/ddp.yaml --num_processes 4 {ANY_PORT} {TRAINING}"),
     ("auto", "qlora", 1): ("single", 1, f"{LAUNCH}/single.yaml {TRAINING}"),
-    ("auto", "qlora", 2): ("qlora", 2, f"{LAUNCH}/qlora.yaml --num_processes 2 {TRAINING}"),
+    ("auto", "qlora", 2): ("qlora", 2, f"{LAUNCH}/qlora.yaml --num_processes 2 {ANY_PORT} {TRAINING}"),
     ("single", "lora", 4): ("single", 1, f"{LAUNCH}/single.yaml {TRAINING}"),
-    ("ddp", "lora", 1): ("ddp", 1, f"{LAUNCH}/ddp.yaml --num_processes 1 {TRAINING}"),
-    ("ddp", "lora", 2): ("ddp", 2, f"{LAUNCH}/ddp.yaml --num_processes 2 {TRAINING}"),
-    ("qlora", "qlora", 4): ("qlora", 4, f"{LAUNCH}/qlora.yaml --num_processes 4 {TRAINING}"),
+    ("ddp", "lora", 1): ("ddp", 1, f"{LAUNCH}/ddp.yaml --num_processes 1 {ANY_PORT} {TRAINING}"),
+    ("ddp", "lora", 2): ("ddp", 2, f"{LAUNCH}/ddp.yaml --num_processes 2 {ANY_PORT} {TRAINING}"),
+    ("qlora", "qlora", 4): ("qlora", 4, f"{LAUNCH}/qlora.yaml --num_processes 4 {ANY_PORT} {TRAINING}"),
     ("auto", "full", 4): (
         "zero2",
         4,
-        f"{LAUNCH}/zero2.yaml --num_processes 4 --deepspeed_config_file ds_configs/zero2.json {TRAINING}",
+        f"{LAUNCH}/zero2.yaml --num_processes 4 {ANY_PORT} --deepspeed_config_file ds_configs/zero2.json {TRAINING}",
     ),
     ("zero2", "lora", 2): (
         "zero2",
         2,
-        f"{LAUNCH}/zero2.yaml --num_processes 2 --deepspeed_config_file ds_configs/zero2.json {TRAINING}",
+        f"{LAUNCH}/zero2.yaml --num_processes 2 {ANY_PORT} --deepspeed_config_file ds_configs/zero2.json {TRAINING}",
     ),
     ("zero3", "lora", 8): (
         "zero3",
         8,
-        f"{LAUNCH}/zero3.yaml --num_processes 8 --deepspeed_config_file ds_configs/zero3.json {TRAINING}",
+        f"{LAUNCH}/zero3.yaml --num_processes 8 {ANY_PORT} --deepspeed_config_file ds_configs/zero3.json {TRAINING}",
     ),
-    ("fsdp2", "lora", 4): ("fsdp2", 4, f"{LAUNCH}/fsdp2.yaml --num_processes 4 {TRAINING}"),
+    ("fsdp2", "lora", 4): ("fsdp2", 4, f"{LAUNCH}/fsdp2.yaml --num_processes 4 {ANY_PORT} {TRAINING}"),
 }
 """Strategy, method and GPUs; what is launched. A change here changes what every user's `lora-dpo dpo` runs."""
 OFFLOAD = "--deepspeed_config_file ds_configs/zero3_offload.json"
 ON_CPU = {
     ("auto", "lora", 1): ("single", f"{LAUNCH}/single.yaml {TRAINING}"),
-    ("auto", "lora", 2): ("ddp", f"{LAUNCH}/cpu_ddp.yaml --num_processes 2 {TRAINING}"),
-    ("auto", "qlora", 2): ("qlora", f"{LAUNCH}/cpu_qlora.yaml --num_processes 2 {TRAINING}"),
+    ("auto", "lora", 2): ("ddp", f"{LAUNCH}/cpu_ddp.yaml --num_processes 2 {ANY_PORT} {TRAINING}"),
+    ("auto", "qlora", 2): ("qlora", f"{LAUNCH}/cpu_qlora.yaml --num_processes 2 {ANY_PORT} {TRAINING}"),
     ("zero3_offload", "lora", 2): (
         "zero3_offload",
-        f"{LAUNCH}/cpu_zero3_offload.yaml --num_processes 2 {OFFLOAD} {TRAINING}",
+        f"{LAUNCH}/cpu_zero3_offload.yaml --num_processes 2 {ANY_PORT} {OFFLOAD} {TRAINING}",
     ),
 }
 """Strategy, method and --processes on a machine without GPUs; what is launched."""
@@ -189,7 +190,7 @@ def test_an_evaluation_by_several_processes(gpus, one_core, count: int, file: st
     gpus(count)
     launch = plan_evaluation(["runs/mine", "--json"], processes=2)
     line = launch.line.replace(launch.command[0], "accelerate")
-    assert line == f"{LAUNCH}/{file}.yaml --num_processes 2 -m lora_dpo.eval runs/mine --json"
+    assert line == f"{LAUNCH}/{file}.yaml --num_processes 2 {ANY_PORT} -m lora_dpo.eval runs/mine --json"
     assert (launch.processes, launch.what, launch.stops_in_order) == (2, "evaluation", False)
 
 

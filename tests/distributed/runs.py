@@ -62,7 +62,7 @@ class Mode:
         words = ["-m", "accelerate.commands.launch"]
         words += ["--config_file", str(ROOT / "accelerate_configs" / f"{self.config}.yaml")]
         if self.config != "single":
-            words += ["--num_processes", str(self.world)]
+            words += ["--num_processes", str(self.world), "--main_process_port", "0"]
         if "zero" in self.config:
             file = f"{self.config.removeprefix('cpu_')}.json"
             words += ["--deepspeed_config_file", str(ROOT / "ds_configs" / file)]

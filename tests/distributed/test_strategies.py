@@ -93,7 +93,7 @@ def start(strategy: str, folder: Path, tiny_models) -> None:
     words = ["-m", "accelerate.commands.launch"]
     words += ["--config_file", str(REPOSITORY / "accelerate_configs" / f"{strategy}.yaml")]
     if strategy != "single":
-        words += ["--num_processes", "2"]
+        words += ["--num_processes", "2", "--main_process_port", "0"]
     if "zero" in strategy:
         file = f"{strategy.removeprefix('cpu_')}.json"
         words += ["--deepspeed_config_file", str(REPOSITORY / "ds_configs" / file)]

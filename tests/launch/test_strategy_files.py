@@ -90,15 +90,15 @@ def test_the_line_on_gpus(tmp_path: Path) -> None:
     done = call(SCRIPTS_BY_NAME["dpo_zero3"], "a.yaml", "x.y=1", folder=tmp_path, CUDA_VISIBLE_DEVICES="0,1,2,3")
     assert done.stdout.replace(f"{REPOSITORY}/", "").replace(f"{folder}/", "") == (
         "accelerate launch --config_file accelerate_configs/zero3.yaml --num_processes 4 --deepspeed_config_file "
-        "ds_configs/zero3.json -m lora_dpo.dpo a.yaml x.y=1 train.strategy=zero3\n"
+        "ds_configs/zero3.json --main_process_port 0 -m lora_dpo.dpo a.yaml x.y=1 train.strategy=zero3\n"
     )
 
 
 def test_the_line_on_a_cpu(tmp_path: Path) -> None:
     done = call(SCRIPTS_BY_NAME["dpo_qlora"], "a.yaml", folder=tmp_path, CUDA_VISIBLE_DEVICES="")
     assert done.stdout.endswith(
-        "accelerate_configs/cpu_qlora.yaml --num_processes 2 -m lora_dpo.dpo a.yaml train.strategy=qlora "
-        "adapter.method=qlora\n"
+        "accelerate_configs/cpu_qlora.yaml --num_processes 2 --main_process_port 0 -m lora_dpo.dpo a.yaml "
+        "train.strategy=qlora adapter.method=qlora\n"
     )
     done = call(SCRIPTS_BY_NAME["dpo_fsdp2"], "a.yaml", folder=tmp_path, CUDA_VISIBLE_DEVICES="")
     assert (done.returncode, done.stdout) == (2, "")
@@ -119,7 +119,7 @@ def test_the_line_on_a_node_of_a_slurm_job(tmp_path: Path) -> None:
 
 def test_the_line_of_an_sft_stage(tmp_path: Path) -> None:
     done = call(SCRIPTS_BY_NAME["dpo_ddp"], "a.yaml", folder=tmp_path, CUDA_VISIBLE_DEVICES="0,1", STAGE="sft")
-    assert done.stdout.endswith("--num_processes 2 -m lora_dpo.sft a.yaml train.strategy=ddp\n")
+    assert done.stdout.endswith("--num_processes 2 --main_process_port 0 -m lora_dpo.sft a.yaml train.strategy=ddp\n")
     node = {"PROCESSES_PER_NODE": "2", "CUDA_VISIBLE_DEVICES": "", "STAGE": "sft"}
     done = call(SCRIPTS_BY_NAME["multi_node"], "zero2", "a.yaml", folder=tmp_path, **node)
     assert "-m lora_dpo.sft a.yaml train.strategy=zero2 sft.trl.deepspeed=" in done.stdout

@@ -118,7 +118,7 @@ def started(folder: Path, model: Path, *launcher: str, overrides: tuple[str, ...
     return done.stderr
 
 
-ACCELERATE = ("accelerate.commands.launch", "--quiet", "--num_processes", "2")
+ACCELERATE = ("accelerate.commands.launch", "--quiet", "--num_processes", "2", "--main_process_port", "0")
 
 
 @pytest.mark.slow
