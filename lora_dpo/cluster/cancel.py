@@ -50,11 +50,12 @@ def cancel(status: RunStatus, job: str | None, *, now: bool) -> list[str]:
     if others:
         _scancel(others)
         note(f"Cancelled: {', '.join(others)}.")
+    starts = {each.job: _starts(status.run, each) for each in saves}
     for each in saves:
         _ask_to_save(status.run, each)
         note(f"Job {each.job} was asked to save and leave after its step. Ctrl-C stops waiting, and not the job.")
     for each in open_jobs:
-        _wait_for(status.run, each, asked=each in saves)
+        _wait_for(status.run, each, starts.get(each.job))
     return [each.job for each in open_jobs]
 
 
@@ -86,12 +87,15 @@ def _scancel(numbers: list[str]) -> None:
         raise UserError(f"Slurm would not cancel {', '.join(numbers)}: {words_of(result)}")
 
 
-def _wait_for(run: RunFolder, job: JobStatus, *, asked: bool) -> None:
-    starts = _starts(run, job)
+def _wait_for(run: RunFolder, job: JobStatus, starts: int | None) -> None:
+    """Waits for a job's end; one that has been asked to save, having had so many starts, is asked at each further one.
+
+    A start forgets what an earlier one was asked.
+    """
     with err.status(f"Waiting for job {job.job} to end"):
         while not _has_ended(run, job.job):
             time.sleep(_LOOKS_EACH_SECONDS)
-            if asked and _starts(run, job) > starts:  # a start forgets what an earlier one was asked
+            if starts is not None and _starts(run, job) > starts:
                 starts = _starts(run, job)
                 _ask_to_save(run, job)
 

@@ -50,9 +50,11 @@ def run_launch(launch: Launch, run: RunFolder | None) -> int:
         environment = {**os.environ, **launch.environment, EXIT_CODE_FILE: str(code_file)}
         if run is None:
             environment[STOP_FILE] = str(stop_file)
-        process = subprocess.Popen(launch.command, env=environment, start_new_session=True)
         asked = _Signals(launch, code_file, run, stop_file)
         with asked.passed_on():
+            process = subprocess.Popen(launch.command, env=environment, start_new_session=True)
+            if asked.killed_by is not None:  # it came before there was anything to kill
+                _kill(_started_with(code_file))
             code = process.wait()
             while left := _started_with(code_file):  # what a launcher that was killed has left behind
                 if asked.killed_by is not None:  # the launcher may have started them since

@@ -70,8 +70,8 @@ def open_answers(path: Path, settings: Mapping[str, Any], *, overwrite: bool) ->
         with path.open("ab") as stream:
             yield AnswersFile(count, stream)
     finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: afterwards it may be another's
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def check_place(path: Path) -> None:

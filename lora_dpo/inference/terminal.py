@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import sys
 import termios
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -21,6 +23,8 @@ with suppress(ImportError):  # Python may be built without it; lines are then re
     import readline  # noqa: F401 - `input` edits lines and remembers them once it is imported
 
 _PROMPT = "> "
+_TOO_LATE_SECONDS = 1.0
+"""How long after an answer's end a Ctrl-C still means the answer, and not the conversation."""
 _BOLD, _PLAIN = "\001\033[1m\002", "\001\033[0m\002"
 """Between 1 and 2 readline expects what takes no room on the line."""
 
@@ -39,6 +43,7 @@ class Terminal:
         self._conversation = conversation
         self._sampling = sampling
         self._last: tuple[Question, Sampling] | None = None
+        self._answered_at = -math.inf
         self._commands: dict[str, tuple[str, Callable[[str], None]]] = {
             "/base": ("Answer the last question with the base model; nothing is kept.", self._base),
             "/reset": ("Forget the conversation.", self._reset),
@@ -57,9 +62,13 @@ class Terminal:
         with suppress(EOFError, KeyboardInterrupt):
             while True:
                 out.print()
-                with interrupts_are_seen():
-                    line = input(prompt)
-                self._take(line)
+                try:
+                    with interrupts_are_seen():
+                        line = input(prompt)
+                    self._take(line)
+                except KeyboardInterrupt:  # it may have been meant for an answer that has just ended by itself
+                    if time.monotonic() - self._answered_at > _TOO_LATE_SECONDS:
+                        raise
         out.print()
 
     def _take(self, line: str) -> None:
@@ -131,6 +140,7 @@ class Terminal:
             out.print()
             answer, stopped = writing.answer, writing.stopped
         assert answer is not None  # the iteration has ended
+        self._answered_at = time.monotonic()
         _say(_how_it_ended(answer, sampling, stopped=stopped))
         return answer
 

@@ -88,14 +88,14 @@ def written_aside(target: Path) -> Iterator[Path]:
             if leftover.name != _LOCK:
                 remove(leftover)
         yield partial
-        (partial / _LOCK).unlink()
-        partial.rename(target)
-    except OSError as error:
-        if error.errno in _NOT_WRITTEN:
+        partial.rename(target)  # with the lock: nobody may take it and clear the folder before it has its name
+        (target / _LOCK).unlink()
+    except BaseException as error:
+        remove(partial)
+        if isinstance(error, OSError) and error.errno in _NOT_WRITTEN:
             raise _no_room(f"A file could not be written to its end: {error.strerror}.") from error
         raise
     finally:
-        remove(partial)
         lock.release()
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from lora_dpo.console import err, leave_failure
 
 _LOOKS_EACH_SECONDS = 1.0
-_OTHERS_SPEAK_WITHIN_SECONDS = 5.0
+_OTHERS_SPEAK_WITHIN_SECONDS = 15.0
 _EXIT_CODE = 1
 
 
@@ -55,7 +55,8 @@ class HangWatch:
             return
         self._last = time.monotonic()
         # The thread below cannot run while native code holds the interpreter; this one can, but has no words.
-        faulthandler.dump_traceback_later(self._seconds + 10 * _LOOKS_EACH_SECONDS, exit=True, file=sys.__stderr__)
+        most = self._seconds + 10 * _LOOKS_EACH_SECONDS + _OTHERS_SPEAK_WITHIN_SECONDS * _has_others()
+        faulthandler.dump_traceback_later(most, exit=True, file=sys.__stderr__)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -83,6 +84,9 @@ class HangWatch:
         leave_failure(words)
         faulthandler.dump_traceback(file=sys.__stderr__)
         sys.__stderr__.flush()
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            time.sleep(_OTHERS_SPEAK_WITHIN_SECONDS)
+        time.sleep(_OTHERS_SPEAK_WITHIN_SECONDS * _has_others())
         os._exit(_EXIT_CODE)
+
+
+def _has_others() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1

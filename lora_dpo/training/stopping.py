@@ -119,6 +119,7 @@ class StopRequests:
         self._raised: BaseException | None = None
         self._made: tuple[int, int] | None = None
         self._over = threading.Event()
+        self._ending = threading.Lock()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
@@ -136,7 +137,8 @@ class StopRequests:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Removes the stop file where it was heeded, gives the signals back, and raises what became another error."""
-        self._over.set()
+        with self._ending:  # a signal of the watching thread comes now or never
+            self._over.set()
         cause = self.cause_of(error)
         if isinstance(cause, Stopped) and self._file is not None and self._file.exists():
             if self._alone and _together():  # the others have to see it too, before they miss this process
@@ -211,8 +213,10 @@ class StopRequests:
     def _watch(self, file: Path) -> None:
         while not self._over.wait(_LOOKS_EACH_SECONDS):
             if not (self._deferred or self._leaving) and file.exists():
-                self._asked = self._asked or _FILE
-                os.kill(os.getpid(), signal.SIGUSR1)  # an exception can only be raised in the main thread
+                with self._ending:
+                    if not self._over.is_set():
+                        self._asked = self._asked or _FILE
+                        os.kill(os.getpid(), signal.SIGUSR1)  # an exception can only be raised in the main thread
                 return
 
 

@@ -81,6 +81,20 @@ def test_a_job_that_was_just_beginning_is_asked_again(
     assert seen == [True, True]
 
 
+def test_a_job_that_begins_while_others_are_asked_is_asked_again(
+    run: RunFolder, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begins(_: str) -> None:
+        if run.stop_file.exists():
+            run.stop_file.unlink()
+            record(run.path, {"event": "started", "job": "101", "stage": "dpo"})
+
+    monkeypatch.setattr(module, "note", begins)
+    seen = at_each_look(run, monkeypatch, lambda: None, lambda: fake_slurm.knows("101", "completed", JobState="FAILED"))
+    cancel(status_of(run), "101", now=False)
+    assert seen == [False, True]
+
+
 def test_a_job_that_comes_back_has_not_ended(
     run: RunFolder, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:

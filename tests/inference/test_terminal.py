@@ -29,9 +29,9 @@ def model(work: Path) -> ChatModel:
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch, capsys):
-    """Returns a function that types lines into a terminal; it returns what stood there after each, and at the end."""
+    """Returns a function that types lines, or Ctrl-C, into a terminal; it returns what stood there after each."""
 
-    def type_in(model: ChatModel, *lines: str, sampling: Sampling = SHORT, end: type = EOFError) -> list[str]:
+    def type_in(model: ChatModel, *lines: str | type, sampling: Sampling = SHORT, end: type = EOFError) -> list[str]:
         left, shown = iter(lines), []
 
         def read(prompt: str) -> str:
@@ -40,6 +40,8 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys):
             line = next(left, None)
             if line is None:
                 raise end
+            if isinstance(line, type):
+                raise line
             return line
 
         monkeypatch.setattr("builtins.input", read)
@@ -130,6 +132,15 @@ def test_help_lists_every_command(model: ChatModel, said) -> None:
 def test_leaving(model: ChatModel, said, end: type) -> None:
     assert len(said(model, end=end)) == 1
     assert len(said(model, "/quit", "Hi?")) == 1
+
+
+def test_an_interrupt_just_after_an_answer_was_meant_for_it(
+    model: ChatModel, said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_dpo.inference.terminal._TOO_LATE_SECONDS", 1000.0)
+    assert said(model, "Do bats see?", KeyboardInterrupt, "/help")[-1].startswith("/base")
+    monkeypatch.setattr("lora_dpo.inference.terminal._TOO_LATE_SECONDS", -1.0)
+    assert len(said(model, "Do bats see?", KeyboardInterrupt, "/help")) == 2
 
 
 def test_what_no_longer_fits_is_left_out_and_said(model: ChatModel, said) -> None:

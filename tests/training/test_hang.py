@@ -20,16 +20,26 @@ with watch.watching():
 
 GETS_ON = """
 import time
-from lora_dpo.training.hang import HangWatch
+from lora_dpo.training import hang
 
-watch = HangWatch(1.0)
+class Clock:
+    now = 0.0
+    def monotonic(self):
+        return self.now
+
+hang._LOOKS_EACH_SECONDS = 0.05
+hang.time = clock = Clock()
+watch = hang.HangWatch(1000.0)
 with watch.watching():
     for _ in range(5):
-        time.sleep(0.5)
         watch.beat()
+        clock.now += 600
+        time.sleep(0.3)
     with watch.paused():
-        time.sleep(3)
-time.sleep(3)
+        clock.now += 5000
+        time.sleep(0.3)
+clock.now += 5000
+time.sleep(0.3)
 print("through")
 """
 
@@ -38,7 +48,7 @@ import ctypes
 from lora_dpo.training import hang
 
 hang._LOOKS_EACH_SECONDS = 0.1
-watch = hang.HangWatch(0.5)
+watch = hang.HangWatch(5)
 with watch.watching():
     watch.beat()
     ctypes.PyDLL(None).sleep(100)

@@ -48,7 +48,7 @@ function offline(text) {
 async function refusal(response) {
   if (response.status === 401 && document.body.dataset.page !== "login") {
     location.reload(); // the password is asked for again; what was not sent is kept
-    await pause(10000);
+    await new Promise(() => {}); // until then nothing is to be done about the refusal
   }
   let text = `The server answers ${response.status}.`;
   try {
