@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import pty
 import re
 import select
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.process import PATIENCE, ROOT
+from tests.process import PATIENCE, ROOT, wait_until
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
@@ -24,9 +26,14 @@ class Screen:
         self.process = process
         self.raw = self.shown = ""
         self._controller = controller
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def type(self, keys: str) -> None:
         os.write(self._controller, keys.encode())
+
+    def wait_for_keys(self) -> None:
+        """Waits until single keys are read: those that come before are forgotten, or wait for the end of a line."""
+        wait_until(lambda: not termios.tcgetattr(self._controller)[3] & termios.ICANON, 0.001)
 
     def wait_for(self, text: str, *, since: int = 0) -> int:
         """Reads until a text is shown; returns the place after it."""
@@ -37,7 +44,7 @@ class Screen:
             except OSError:  # the process has closed the terminal
                 new = b""
             assert new, f"{text!r} did not come:\n{self.shown}"
-            self.raw += new.decode(errors="replace")
+            self.raw += self._decoder.decode(new)
             self.shown = _ESCAPE.sub("", self.raw).replace("\r\n", "\n")
         return place + len(text)
 

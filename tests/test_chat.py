@@ -13,15 +13,16 @@ import pytest
 from tests.adapters import record, save_adapter
 from tests.process import PATIENCE, ROOT, lora_dpo
 from tests.terminal import terminal
+from tests.tiny import save_endless_model
 
 GREEDY = ("--temperature", "0", "--max-new-tokens", "8")
 QUESTION = "Do bats see?"
 
 
 @pytest.fixture(scope="session")
-def _talk(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chat")
-    base = tiny_models("llama")
+    base = save_endless_model(folder / "base")
     record(base, save_adapter(base, folder / "adapter", std=0.5))
     return folder
 
@@ -45,7 +46,7 @@ def test_a_conversation_in_a_terminal(_talk: Path) -> None:
         place = screen.wait_for("\n> ", since=place)
         screen.type("/rest\n")
         place = screen.wait_for("Did you mean '/reset'?", since=place)
-        screen.type("/set max_new_tokens=450 temperature=9\n")
+        screen.type("/set max_new_tokens=8000 temperature=9\n")
         place = screen.wait_for("seed=none", since=screen.wait_for("temperature=9.0", since=place))
         place = screen.wait_for("\n> ", since=place)
         screen.type("Tell me more.\n")

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +25,7 @@ from lora_dpo.recipe.run_folder import RunFolder
 from tests.alike import assert_alike
 from tests.evaluation.tasks import COUNT, write_tasks
 from tests.machine import read_only
-from tests.process import ROOT, lora_dpo
+from tests.process import lora_dpo, struck
 
 SMALL = ["evaluation.samples=2", "evaluation.max_new_tokens=4"]
 
@@ -272,7 +268,7 @@ def test_two_processes_find_what_one_finds(work: RunFolder) -> None:
     result = lora_dpo("eval", *words, "--output", "two", "--processes", "2", cwd=Path.cwd(), CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 0, result.stderr
     assert result.stderr.startswith("$ OMP_NUM_THREADS=")
-    assert "--num_processes 2 -m lora_dpo.eval copy " in result.stderr
+    assert "--num_processes 2 --main_process_port 0 -m lora_dpo.eval copy " in result.stderr
     assert_alike(read("two"), read("one"))
     assert read("two")["harness"] == read("one")["harness"]
     times = kept("two")
@@ -286,16 +282,11 @@ def test_two_processes_find_what_one_finds(work: RunFolder) -> None:
 def test_an_interrupted_evaluation_goes_on(processes: int, work: RunFolder) -> None:
     write_test_set(Path("test.jsonl"), 60)
     words = ["copy", "--data", "test.jsonl", "evaluation.batch_size=1", "evaluation.max_new_tokens=8"]
-    command = [sys.executable, "-m", "lora_dpo", "eval", *words, "--processes", str(processes)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    while len(kept("evaluations/copy-on-test")) < 130:  # of about 320
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate()
-    assert process.returncode == (-signal.SIGTERM if processes == 1 else 128 + signal.SIGTERM)
-    assert ("Ended by SIGTERM. What was measured is kept" in said) == (processes == 2)
+    command = ("eval", *words, "--processes", str(processes))
+    written = "evaluations/copy-on-test/evaluation/*/*.jsonl"
+    ended = struck(signal.SIGTERM, written, *command, lines=130, cwd=Path.cwd(), CUDA_VISIBLE_DEVICES="")  # of 320
+    assert ended.returncode == (-signal.SIGTERM if processes == 1 else 128 + signal.SIGTERM)
+    assert ("Ended by SIGTERM. What was measured is kept" in ended.stderr) == (processes == 2)
     assert not Path("evaluations/copy-on-test/report.json").exists()
     interrupted = kept("evaluations/copy-on-test")
     main(words)

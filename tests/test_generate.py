@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.adapters import record, save_adapter
-from tests.process import ROOT, lora_dpo
+from tests.process import lora_dpo, struck
 
 COUNT = 40
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # more are slower on layers this small
@@ -40,15 +36,11 @@ def test_killed_half_way_it_goes_on_to_the_same_file(work: Path) -> None:
     assert whole.returncode == 0, whole.stderr
     expected = (work / "whole.jsonl").read_bytes()
     assert expected.count(b"\n") == COUNT
-    command = [sys.executable, "-m", "lora_dpo", *words("cut.jsonl", *options)]
     cut = work / "cut.jsonl"
-    env = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT)}
     for least in (1, 16):
-        with subprocess.Popen(command, cwd=work, env=env, stderr=subprocess.DEVNULL) as process:
-            while not cut.exists() or cut.read_bytes().count(b"\n") < least:
-                assert process.poll() is None, "it ended before"
-                time.sleep(0.001)
-            process.send_signal(signal.SIGKILL)
+        command = words("cut.jsonl", *options)
+        killed = struck(signal.SIGKILL, "cut.jsonl", *command, lines=least, cwd=work, **ONE_THREAD)
+        assert killed.returncode == -signal.SIGKILL
         assert expected.startswith(cut.read_bytes())
         assert cut.read_bytes().count(b"\n") < COUNT
     with cut.open("ab") as file:

@@ -24,6 +24,7 @@ class _Refusing(BaseHTTPRequestHandler):
 def endpoint(monkeypatch: pytest.MonkeyPatch):
     """Returns a function that makes a URL the Hub's, for a client that is not offline."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub_errors._answers.cache_clear()  # another test's Hub may have had the same port
     return lambda url: monkeypatch.setattr(constants, "ENDPOINT", url)
 
 

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.adapters import merged_by_peft, record, save_adapter
-from tests.process import ROOT, lora_dpo, run_python
+from tests.process import lora_dpo, run_python, struck
 from tests.tiny import tiny_tokenizer
 
+MERGE = ("merge", "adapter", "-o", "out")
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
@@ -84,26 +83,11 @@ def test_as_json_there_is_the_report_and_nothing_else(work: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(work / "deep" / "er" / "out").dtype == torch.bfloat16
 
 
-def started(work: Path) -> subprocess.Popen[bytes]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"}
-    command = [sys.executable, "-m", "lora_dpo", "merge", "adapter", "-o", "out"]
-    return subprocess.Popen(command, cwd=work, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def struck(work: Path, moment: str, blow: signal.Signals) -> int:
-    """Starts a merge, strikes it as soon as a file is there, and returns its exit code."""
-    process = started(work)
-    while not list(work.glob(f".out.partial/{moment}")):
-        assert process.poll() is None, "it ended before"
-        time.sleep(0.001)
-    process.send_signal(blow)
-    return process.wait()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["model-00001-*", "tokenizer.json"], ids=["while writing", "while comparing"])
 def test_killed_half_way_it_leaves_no_model_and_a_second_run_completes(work: Path, moment: str) -> None:
-    assert struck(work, moment, signal.SIGKILL) == -signal.SIGKILL
+    killed = struck(signal.SIGKILL, f".out.partial/{moment}", *MERGE, cwd=work)
+    assert killed.returncode == -signal.SIGKILL
     assert not (work / "out").exists()
     assert (work / ".out.partial").is_dir()
     assert models(work) == ["base"]
@@ -115,7 +99,7 @@ def test_killed_half_way_it_leaves_no_model_and_a_second_run_completes(work: Pat
 
 @pytest.mark.slow
 def test_interrupted_it_leaves_nothing(work: Path) -> None:
-    assert struck(work, "model-00001-*", signal.SIGINT) == 130
+    assert struck(signal.SIGINT, ".out.partial/model-00001-*", *MERGE, cwd=work).returncode == 130
     assert sorted(file.name for file in work.iterdir()) == ["adapter", "base"]
 
 

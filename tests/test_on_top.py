@@ -40,8 +40,8 @@ def adapter(tmp_path: Path) -> Adapter:
             fan_in_fan_out=architecture == "gpt2",
             **{"r": 3, "lora_alpha": 12, **options},
         )
-        made = get_peft_model(base, config)
         torch.manual_seed(5)
+        made = get_peft_model(base, config)
         for name, value in made.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(value, std=0.1)

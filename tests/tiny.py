@@ -142,6 +142,19 @@ def tiny_config(architecture: str, tokenizer: PreTrainedTokenizerFast) -> Pretra
     return LlamaConfig(**grouped, **ids)
 
 
+def save_endless_model(folder: Path) -> Path:
+    """Saves a tiny model that never ends an answer, so that one can be interrupted however late that is."""
+    tokenizer = tiny_tokenizer("gptj")  # whose head has a bias
+    config = tiny_config("gptj", tokenizer)
+    config.n_positions = 8192
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    model.lm_head.bias.data[tokenizer.eos_token_id] = -1e6
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def save_tiny_model(architecture: str, folder: Path) -> Path:
     """Saves a tiny random model with its tokenizer, the same for the same architecture."""
     tokenizer = tiny_tokenizer(architecture)

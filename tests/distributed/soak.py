@@ -161,7 +161,7 @@ def _stop_file(run: SmallRun, mode: Mode, chance: random.Random) -> subprocess.C
 
 def _hang(run: SmallRun, mode: Mode, chance: random.Random) -> subprocess.CompletedProcess[str]:
     fault = {"kind": "hang", "at": "step", "number": chance.randrange(1, 14), "ranks": [chance.randrange(mode.world)]}
-    return run.start(mode, "train.hang_timeout=5s", fault=fault)
+    return run.start(mode, "train.hang_timeout=20s", fault=fault)
 
 
 FAULTS: dict[str, Strike] = {

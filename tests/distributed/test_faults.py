@@ -26,7 +26,7 @@ LOST_AT_MOST = {"flipped bit": 2 * SAVE_STEPS}
 SAYS = {
     "flipped bit": ["Passed over: ", "cannot be used:"],
     "disk full": ["Error: The disk is full", "run.folder=DIR"],
-    "hang": ["[rank 0] Error: no micro-batch has ended for 5 seconds", "[rank 1] Error: no micro-batch", "in strike"],
+    "hang": ["[rank 0] Error: no micro-batch has ended for 20 seconds", "[rank 1] Error: no micro-batch", "in strike"],
     "NaN loss": ["Error: The loss became no number at step", "data.jsonl, line ", "train.on_nan=skip"],
     "SIGUSR1 in the reference pass": ["Stopped by SIGUSR1, before the first step"],
     "SIGTERM in a save": ["Stopped by SIGTERM, after step"],

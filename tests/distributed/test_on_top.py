@@ -20,10 +20,10 @@ pytestmark = pytest.mark.slow
 def below(tiny_models, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random adapter."""
     model = AutoModelForCausalLM.from_pretrained(tiny_models("llama"))
+    torch.manual_seed(5)
     made = get_peft_model(
         model, LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=6, target_modules=["q_proj", "up_proj"])
     )
-    torch.manual_seed(5)
     for name, value in made.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(value, std=0.1)

@@ -74,6 +74,11 @@ class Cluster:
         awaited = {*states, *ENDED}
         self.until(lambda: self.state(job) in awaited, f"job {job} in {sorted(awaited)}")
         found = self.job(job)
+        for _ in range(30):  # a job that is requeued may look ended
+            if found["JobState"] in set(states):
+                break
+            time.sleep(1)
+            found = self.job(job)
         assert found["JobState"] in set(states), f"job {job} has ended: {found['JobState']} {found['ExitCode']}"
         return found
 

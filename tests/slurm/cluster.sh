@@ -356,7 +356,7 @@ do_start() {
   for n in $(nodes); do start_node "$n"; done
   wait_for 180 'all nodes idle' nodes_ready || { sinfo -N -l >&2; tail -n 5 "$D"/log/slurmd-*.log "$D"/log/node*.out >&2; die "nodes did not come up"; }
   if [[ $LSL_NET = ns ]] && ((LSL_NODES > 1)); then   # Docker's firewall rules can cut bridged traffic
-    nsenter --net="/run/netns/$ID-node1" timeout 5 bash -c "exec 3<>/dev/tcp/$(addr_of node2)/$((LSL_PORT + 1))" 2>/dev/null ||
+    nsenter --net="/run/netns/$ID-node1" timeout 60 bash -c "exec 3<>/dev/tcp/$(addr_of node2)/$((LSL_PORT + 1))" 2>/dev/null ||
       die "node1 can not reach node2 (net.bridge.bridge-nf-call-iptables with a FORWARD policy of DROP?): fix that, or set LSL_NET=flat"
   fi
   say "up in $((SECONDS - t0)) s: $LSL_NODES nodes, net=$LSL_NET, acct=$LSL_ACCT; eval \"\$($0 env)\""

@@ -31,8 +31,8 @@ def asked(work: Path) -> Path:
 
 
 def press(screen: Screen, key: str, text: str, since: int) -> int:
-    """Presses a key and waits for what it shows; keys that come before the question is ready are forgotten."""
-    time.sleep(0.2)
+    """Presses a key and waits for what it shows."""
+    screen.wait_for_keys()
     screen.type(key)
     return screen.wait_for(text, since=since)
 
@@ -53,7 +53,8 @@ def test_voting_with_every_key(asked: Path) -> None:
         place = press(screen, "u", "Undone: left is better. It is asked again.", place)
         place = screen.wait_for(ASKS, since=screen.wait_for("Question 1 of 4", since=place))
         place = press(screen, "c", "Comment: ", place)
-        place = press(screen, "Too short.\n", "It is stored with your vote.", place)
+        screen.type("Too short.\n")
+        place = screen.wait_for("It is stored with your vote.", since=place)
         place = press(screen, "x", "", place)  # a key without a meaning
         place = press(screen, "\x1b[C", "right is better.", place)
         place = screen.wait_for(ASKS, since=screen.wait_for("Question 2 of 4", since=place))
@@ -106,7 +107,7 @@ def test_in_tmux(asked: Path) -> None:
     tmux = ["tmux", "-f", "/dev/null", "-L", f"lora-dpo-{os.getpid()}"]
 
     def keys(*words: str) -> None:
-        time.sleep(0.2)
+        time.sleep(1)  # keys that come before the question is ready are forgotten
         subprocess.run([*tmux, "send-keys", "-t", "it", *words], check=True)
 
     def wait_for(text: str) -> str:
@@ -122,7 +123,7 @@ def test_in_tmux(asked: Path) -> None:
     shell = f"{shlex.quote(sys.executable)} -m lora_dpo {' '.join(COLLECT)}; cat"
     subprocess.run([*tmux, "new-session", "-d", "-s", "it", "-x", "80", "-y", "50", shell], env=env, check=True)
     try:
-        shown = wait_for("Question 1 of 4")
+        shown = wait_for("[q]uit")
         assert "left ─" in shown
         keys("Left")
         wait_for("Question 2 of 4")
@@ -143,6 +144,7 @@ def test_what_the_model_and_the_questions_say_cannot_move_the_cursor(work: Path)
         assert "\x1b[2J" not in screen.raw
         assert "[2J[31mred [bold]x[/bold]" in screen.shown
         assert "\x07" not in screen.raw
+        screen.wait_for_keys()
         screen.type("q")
         assert screen.process.wait(PATIENCE) == 0
 

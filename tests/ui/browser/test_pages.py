@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from anyio import sleep_forever
+from anyio import sleep, sleep_forever
 
 from lora_dpo.data.pair import user
 from lora_dpo.inference.chat_model import ChatModel
@@ -68,6 +68,7 @@ def test_ten_pairs_with_a_refresh_and_a_dead_server_in_between(work: Path, visit
         page.get_by_text("The server cannot be reached. Nothing is lost").wait_for()
         assert len(store.votes()) == 4
         server.start()
+        page.locator("#password").wait_for()  # the page has found out by itself
         page.goto(server.client.url)  # as anybody does who sees the new address; the vote is still there
         wait_for_question(page, 6, 10)
         assert page.is_hidden("#offline")
@@ -195,7 +196,14 @@ def test_comparing_with_the_keyboard_alone_on_a_phone(work: Path, tuned: ChatMod
         assert ballot.store.votes() == []
 
 
-def test_chatting(work: Path, tuned: ChatModel, visitor) -> None:
+async def _endless(writing):
+    writing.stop()
+    while True:
+        yield "So they say. "
+        await sleep(0.05)
+
+
+def test_chatting(work: Path, tuned: ChatModel, visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer() -> str:
         return page.locator(".turn.assistant .text").last.text_content()
 
@@ -218,6 +226,7 @@ def test_chatting(work: Path, tuned: ChatModel, visitor) -> None:
         page.click("summary")
         page.fill("#max_new_tokens", "480")
         page.fill("#temperature", "2")
+        monkeypatch.setattr("lora_dpo.ui.web.chatting.pieces", _endless)
         page.fill("#question", HOSTILE.replace("\x00", ""))
         page.keyboard.press("Enter")
         page.locator(".turn.assistant .text").nth(1).filter(has_text=re.compile(".{20}", re.S)).wait_for()
