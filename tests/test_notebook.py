@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.process import PATIENCE, ROOT
+from tests.process import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "truthfulqa.ipynb"
 SMALL = ["data.limit=60", "data.split.test=0.5", "train.max_steps=2", "train.evals_per_epoch=0", "evaluation.samples=1"]
@@ -51,8 +51,7 @@ def test_every_cell_runs(tmp_path: Path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     parameters.source += f"\nOVERRIDES = {SMALL!r}"
-    waits = dict.fromkeys(("timeout", "startup_timeout", "iopub_timeout"), int(PATIENCE))
-    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}, **waits).execute()
+    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = _printed(notebook)
     assert "questions on two sides of the split: 0" in printed
     assert "loss 0.6931, and ln 2 is 0.6931" in printed
