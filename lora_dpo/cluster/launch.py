@@ -158,9 +158,8 @@ def _command(
     command = [_program("accelerate"), "launch", "--quiet"]
     command += ["--config_file", _short(_config(strategy, on_cpu=on_cpu))]
     if strategy != "single":
-        command += ["--num_processes", str(processes)]
-    if strategy != "single":  # others may train on this machine; 0 is any free port
-        command += ["--main_process_port", str(nodes.port if nodes is not None else 0)]
+        port = nodes.port if nodes is not None else 0  # any free one: others may train on this machine
+        command += ["--num_processes", str(processes), "--main_process_port", str(port)]
     if nodes is not None and nodes.count > 1:
         command += ["--num_machines", str(nodes.count), "--machine_rank", str(nodes.rank)]
         command += ["--main_process_ip", nodes.head]
