@@ -133,7 +133,7 @@ class Desk:
             self._people.add(annotator)
             while True:
                 self._raise_error()
-                if self._progress(annotator).is_complete:
+                if not self._left(annotator):
                     return None
                 draft = self._taken(annotator)
                 self._ahead.wake()
@@ -199,12 +199,16 @@ class Desk:
         return voters
 
     def _progress(self, annotator: str) -> Progress:
+        left = self._left(annotator)
+        with_others = len(self._by_question().keys() & left) - len(self._open(annotator))
+        total = len(self._questions.keys() - self._left_out.keys())
+        return Progress(total - len(left), total, with_others, dict(self._left_out))
+
+    def _left(self, annotator: str) -> set[str]:
+        """Returns the questions that somebody is still to answer."""
         voters = self._voters()
-        asked = [question for question in self._questions if question not in self._left_out]
-        left = [question for question in asked if not self._is_done(voters.get(question, {}), annotator)]
-        drafted = len(self._by_question().keys() & set(left))
-        with_others = drafted - len(self._open(annotator))
-        return Progress(len(asked) - len(left), len(asked), with_others, dict(self._left_out))
+        asked = self._questions.keys() - self._left_out.keys()
+        return {question for question in asked if not self._is_done(voters.get(question, {}), annotator)}
 
     def _is_done(self, voters: dict[str, str], annotator: str) -> bool:
         return annotator in voters or sum(choice != "skip" for choice in voters.values()) >= self.votes
